@@ -1,0 +1,1 @@
+//! Operators' port: health and metrics.

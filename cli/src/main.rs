@@ -1,0 +1,3 @@
+//! The one binary, `ferrozone`.
+
+fn main() {}

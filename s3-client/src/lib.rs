@@ -1,0 +1,1 @@
+//! A small S3 client for bench and the command line.

@@ -1,0 +1,1 @@
+//! Stores blocks inside containers on disks.

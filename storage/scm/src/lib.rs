@@ -1,0 +1,1 @@
+//! The Storage Container Manager: containers, datanodes, leases, deletion transactions.

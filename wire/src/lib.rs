@@ -1,5 +1,16 @@
 //! Names, ids, limits, RPC messages, framing, status codes: what every crate agrees on. No sockets, no tokio.
 
+pub mod block;
+mod call;
+pub mod checksum;
+pub mod chunk;
 pub mod clock;
+pub mod datanode;
 pub mod failpoint;
+pub mod ids;
+pub mod limits;
+pub mod names;
+pub mod om;
 pub mod random;
+pub mod scm;
+pub mod status;

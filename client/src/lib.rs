@@ -1,1 +1,10 @@
-//! Service traits of OM, SCM and datanode, in process or over HTTP; key readers and writers.
+//! Service traits of OM, SCM and datanode with their two implementations' common ground, and the key reader and writer.
+//!
+//! * `service`: one trait a service, typed calls.
+//! * `session`: a gateway's session with OM: sequences, loans, renewal.
+//! * `key_writer`, `key_reader`: bytes of a key to blocks on datanodes and back.
+//! * `http`: the same traits over HTTP: stubs, and the routers that serve an implementation.
+//!
+//! Not here: what the services do (meta, scm, datanode), S3 (gateway).
+
+pub mod service;

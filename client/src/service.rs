@@ -1,0 +1,129 @@
+//! The three services as their callers see them: OM, SCM, datanode.
+//!
+//! One trait a service, implemented in process by the daemon itself and over HTTP by the stubs in `http`. Callers hold
+//! an `Arc<dyn ..>` and cannot tell which: all-in-one is a cluster of one that calls in process where it would have
+//! called over HTTP.
+//!
+//! Not here: what the calls mean (see `wire::om`, `wire::scm`, `wire::datanode`).
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::Stream;
+use parking_lot::RwLock;
+use wire::block::DatanodeAddress;
+use wire::chunk::ChunkRun;
+use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::ids::DatanodeId;
+use wire::om::{OmCall, OmReply, OmRequest, Rejection};
+use wire::scm::{ScmCall, ScmReply, ScmRequest};
+use wire::status::{Failure, Status};
+
+/// How a call to OM ended without a reply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// OM answered no: the request does not fit the state.
+    #[error("{0}")]
+    Rejected(Rejection),
+    /// There was no answer.
+    #[error("{0}")]
+    Failed(Failure),
+}
+
+impl From<Failure> for CallError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<Rejection> for CallError {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+/// The Ozone Manager.
+#[async_trait]
+pub trait OmService: Send + Sync + 'static {
+    /// Answers one request. Dropping the future does not undo a command that was proposed.
+    async fn handle(&self, request: OmRequest) -> Result<OmReply, CallError>;
+}
+
+/// The Storage Container Manager.
+#[async_trait]
+pub trait ScmService: Send + Sync + 'static {
+    /// Answers one request.
+    async fn handle(&self, request: ScmRequest) -> Result<ScmReply, Failure>;
+}
+
+/// Runs of chunks on their way. Runs of one stream join into one sequence of 64 KiB chunks.
+pub type ChunkStream = Pin<Box<dyn Stream<Item = Result<ChunkRun, Failure>> + Send>>;
+
+/// A datanode.
+#[async_trait]
+pub trait DatanodeService: Send + Sync + 'static {
+    /// Writes one block and answers once it is durable. An error of `body` ends the write: nothing of it stays.
+    async fn write_block(&self, request: WriteBlock, body: ChunkStream) -> Result<BlockReceipt, Failure>;
+
+    /// Writes one block whose bytes are all here: the short path of small objects.
+    async fn write_small_block(&self, request: WriteBlock, body: ChunkRun) -> Result<BlockReceipt, Failure>;
+
+    /// Reads the whole chunks that hold the asked range (the first run begins at the chunk that holds
+    /// `request.offset`; the caller cuts). The chunk list has been checked against the digest and each chunk
+    /// against the list before it is handed out; over HTTP the stub checks the chunks again.
+    async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure>;
+}
+
+/// Typed calls of OM: `om.call(GetBucket { .. })` gives a `BucketInfo`.
+pub async fn call_om<C: OmCall>(om: &dyn OmService, request: C) -> Result<C::Reply, CallError> {
+    let reply = om.handle(request.into()).await?;
+    C::unwrap_reply(reply)
+        .ok_or_else(|| Failure::new(Status::Internal, "om answered another question than was asked").into())
+}
+
+/// Typed calls of SCM.
+pub async fn call_scm<C: ScmCall>(scm: &dyn ScmService, request: C) -> Result<C::Reply, Failure> {
+    let reply = scm.handle(request.into()).await?;
+    C::unwrap_reply(reply)
+        .ok_or_else(|| Failure::new(Status::Internal, "scm answered another question than was asked"))
+}
+
+/// Makes a stub for a datanode that runs in another process.
+pub type DatanodeConnector = dyn Fn(&DatanodeAddress) -> Result<Arc<dyn DatanodeService>, Failure> + Send + Sync;
+
+/// The datanodes a gateway can reach: those of its own process, and others by their address.
+pub struct Datanodes {
+    known: RwLock<HashMap<DatanodeId, Arc<dyn DatanodeService>>>,
+    connect: Box<DatanodeConnector>,
+}
+
+impl Datanodes {
+    /// An empty set; `connect` makes stubs for those that are not added.
+    pub fn new(connect: Box<DatanodeConnector>) -> Self {
+        Self { known: RwLock::new(HashMap::new()), connect }
+    }
+
+    /// A set without remote datanodes.
+    pub fn local_only() -> Self {
+        Self::new(Box::new(|datanode| {
+            Err(Failure::new(Status::Retry, format!("datanode {} cannot be reached from here", datanode.id)))
+        }))
+    }
+
+    /// Adds a datanode of this process.
+    pub fn insert(&self, id: DatanodeId, datanode: Arc<dyn DatanodeService>) {
+        self.known.write().insert(id, datanode);
+    }
+
+    /// The datanode at `address`.
+    pub fn get(&self, address: &DatanodeAddress) -> Result<Arc<dyn DatanodeService>, Failure> {
+        if let Some(datanode) = self.known.read().get(&address.id) {
+            return Ok(datanode.clone());
+        }
+        let datanode = (self.connect)(address)?;
+        self.known.write().insert(address.id, datanode.clone());
+        Ok(datanode)
+    }
+}

@@ -1,0 +1,214 @@
+//! The crate's errors, sorted by who must act: the operator (opening), the caller (proposing, reading), the apply
+//! thread (rows).
+//!
+//! A rejection of a command is not here: it is part of the state machine's reply.
+
+use std::path::PathBuf;
+
+/// Reading or writing rows failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The row's checksum does not fit its bytes. A sole voter fails what needs this row and goes on; a replica with
+    /// peers stops and is rebuilt.
+    #[error("row {} of table {table} is corrupt", hex_of(row_key))]
+    Corrupt {
+        /// The table's name.
+        table: &'static str,
+        /// The row's key.
+        row_key: Vec<u8>,
+    },
+    /// The state file failed. Nothing more may be written through this handle: the process aborts and replays.
+    #[error("the state file failed")]
+    Redb(#[source] Box<redb::Error>),
+}
+
+impl<E: Into<redb::Error>> From<E> for StoreError {
+    fn from(error: E) -> Self {
+        StoreError::Redb(Box::new(error.into()))
+    }
+}
+
+/// The log could not be opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Bytes that were known durable are damaged, missing or contradict one another.
+    #[error(
+        "the log in {} is damaged: {what}; entries that were acknowledged are unreadable, so nothing is served: \
+         restore the directory from a backup, or remove this replica and let it rejoin under a new raft id",
+        dir.display()
+    )]
+    Damaged {
+        /// The log's directory.
+        dir: PathBuf,
+        /// What was found, and where.
+        what: String,
+    },
+    /// The log was written by another version of the program.
+    #[error("the log in {} has format {found}, this program knows {known}: use the program that wrote it", dir.display())]
+    Format {
+        /// The log's directory.
+        dir: PathBuf,
+        /// The version found.
+        found: u32,
+        /// The version this program writes.
+        known: u32,
+    },
+    /// The log belongs to another cluster or replica.
+    #[error("the log in {} belongs to {found}, not to {expected}: this is a wrong or copied directory", dir.display())]
+    Foreign {
+        /// The log's directory.
+        dir: PathBuf,
+        /// Cluster and replica in the segment's header.
+        found: String,
+        /// Cluster and replica that were to be opened.
+        expected: String,
+    },
+    /// The file system has no room for another segment.
+    #[error("no space for a log segment in {}", dir.display())]
+    Full {
+        /// The log's directory.
+        dir: PathBuf,
+    },
+    /// The operating system failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, such as `read`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A group could not be opened. The text says what the operator can do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process holds the directory.
+    #[error("{} is in use by another process: stop it first, or choose another directory", dir.display())]
+    Locked {
+        /// The group's directory.
+        dir: PathBuf,
+    },
+    /// The directory belongs to another cluster or replica.
+    #[error("{} belongs to {found}, not to {expected}: this is a wrong or copied directory", dir.display())]
+    Foreign {
+        /// The group's directory.
+        dir: PathBuf,
+        /// Cluster and replica in the identity file.
+        found: String,
+        /// Cluster and replica that were to be opened.
+        expected: String,
+    },
+    /// A file was written by another version of the program.
+    #[error("{} has format {found}, this program knows {known}: use the program that wrote it", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The version found.
+        found: u32,
+        /// The version this program writes.
+        known: u32,
+    },
+    /// A file is damaged or contradicts another one.
+    #[error("{} is damaged: {what}; restore {} from a backup, or let this replica rejoin under a new raft id", path.display(), dir.display())]
+    Damaged {
+        /// The group's directory.
+        dir: PathBuf,
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// The settings contradict one another.
+    #[error("consensus settings: {0}")]
+    Config(String),
+    /// The log could not be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// There is no room to replay or to start.
+    #[error("the file system of {} is full: free some space and start again", dir.display())]
+    Full {
+        /// The group's directory.
+        dir: PathBuf,
+    },
+    /// The state machine could not take over its recovered rows.
+    #[error("the state in {} cannot be taken over", dir.display())]
+    Recover {
+        /// The group's directory.
+        dir: PathBuf,
+        /// Why not.
+        #[source]
+        source: StoreError,
+    },
+    /// The operating system failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A command was not applied, or it is not known whether it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// This replica does not lead; the command was not applied.
+    #[error("this replica is not the leader")]
+    NotLeader {
+        /// The raft id of the leader, where known.
+        hint: Option<u64>,
+    },
+    /// Too many commands are under way; this one was not taken. Try again later.
+    #[error("too many commands are under way")]
+    Overloaded,
+    /// The command is longer than the group takes.
+    #[error("a command of {size} bytes is over the limit of {size_max}")]
+    TooLarge {
+        /// The command's length.
+        size: usize,
+        /// The longest allowed.
+        size_max: usize,
+    },
+    /// The group stopped before the outcome was known: the command may or may not be applied.
+    #[error("the outcome of the command is unknown")]
+    Unknown,
+    /// The command must read a row that is corrupt; it left no trace.
+    #[error("row {} of table {table} is corrupt", hex_of(row_key))]
+    Corrupt {
+        /// The table's name.
+        table: &'static str,
+        /// The row's key.
+        row_key: Vec<u8>,
+    },
+    /// The disk is (nearly) full; the command was not taken. Commands that free space may still pass.
+    #[error("the disk is full")]
+    Full,
+}
+
+/// A linearizable view could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// This replica does not lead.
+    #[error("this replica is not the leader")]
+    NotLeader {
+        /// The raft id of the leader, where known.
+        hint: Option<u64>,
+    },
+    /// The group has stopped.
+    #[error("the group has stopped")]
+    Stopped,
+    /// The state file failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A row key in hexadecimal: row keys are bytes and may hold anything.
+fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

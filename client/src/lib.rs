@@ -7,4 +7,9 @@
 //!
 //! Not here: what the services do (meta, scm, datanode), S3 (gateway).
 
+mod error;
+pub mod key_reader;
+pub mod key_writer;
+mod loans;
 pub mod service;
+pub mod session;

@@ -91,7 +91,8 @@ pub async fn call_scm<C: ScmCall>(scm: &dyn ScmService, request: C) -> Result<C:
 }
 
 /// Makes a stub for a datanode that runs in another process.
-pub type DatanodeConnector = dyn Fn(&DatanodeAddress) -> Result<Arc<dyn DatanodeService>, Failure> + Send + Sync;
+pub type DatanodeConnector =
+    dyn Fn(&DatanodeAddress) -> Result<Arc<dyn DatanodeService>, Failure> + Send + Sync;
 
 /// The datanodes a gateway can reach: those of its own process, and others by their address.
 pub struct Datanodes {

@@ -1,11 +1,48 @@
 //! The raft-rs driver: segmented log, redb state, checkpoints, replay. Generic over a state machine.
+//!
+//! ```text
+//!  propose --> inbox --> raft thread --> committed batches --> apply thread --> reply
+//!                        one append and fdatasync a batch      one redb transaction a batch,
+//!                        (driver, storage, log)                a durable checkpoint now and then (apply, state)
+//! ```
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `group` | the handle: open, propose, read, status, shut down |
+//! | `machine` | what a service gives: tables and `apply` |
+//! | `store` | rows with checksums, the state hash, a store in memory for tests |
+//! | `driver` | the raft thread: batches proposals, performs each Ready in raft's order |
+//! | `apply` | the apply thread: transactions, replies, checkpoints |
+//! | `storage` | raft's view of the log |
+//! | `log` | segments and records on disk |
+//! | `state` | the redb file: progress, identity, checkpoints |
+//! | `replica` | the directory: lock, identity file, creation |
+//! | `space` | what passes when the disk is full |
+//! | `shared` | what the threads and the handles see of one another |
+//!
+//! A command is acknowledged when it is durable in the log and applied. The state on disk may lag behind: a start
+//! replays the log from the last checkpoint. Commands are opaque bytes here.
+//!
+//! Not here yet: peers, snapshots, changes of membership. With one voter raft has no messages to send, and the driver
+//! asserts that.
 
+mod abort;
+mod apply;
+mod driver;
 mod error;
 mod group;
+mod log;
+mod logger;
 mod machine;
+mod metrics;
+mod replica;
+mod shared;
+mod space;
+mod state;
+mod storage;
 mod store;
 
 pub use error::{LogError, OpenError, ProposeError, ReadError, StoreError};
-pub use group::{Group, GroupConfig, GroupStatus, Priority};
+pub use group::{COMMAND_BYTES_MAX, Group, GroupConfig, GroupStatus, Priority};
 pub use machine::{Entry, StateMachine};
-pub use store::{MemoryStore, ReadView, Rows, Table, Visit, WriteBatch};
+pub use store::{MemoryStore, ReadView, Row, Rows, Table, Visit, WriteBatch};

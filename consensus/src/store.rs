@@ -33,6 +33,7 @@ use crate::error::StoreError;
 /// Bytes in front of each stored value: the row's CRC32C.
 const CRC_SIZE: usize = 4;
 
+type Bounds<'k> = (Bound<&'k [u8]>, Bound<&'k [u8]>);
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 type OpenTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
 type OpenReadTable = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
@@ -69,6 +70,9 @@ impl Table {
         StoreError::Corrupt { table: self.name, row_key: row_key.to_vec() }
     }
 }
+
+/// A row with bytes of its own: (row key, value).
+pub type Row = (Vec<u8>, Vec<u8>);
 
 /// What a scan calls for each row: (row key, value).
 pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
@@ -117,12 +121,7 @@ pub trait Rows {
     ///
     /// # Errors
     /// If that row is corrupt or the file fails.
-    fn seek(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: Option<&[u8]>,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn seek(&self, table: Table, from: &[u8], to: Option<&[u8]>) -> Result<Option<Row>, StoreError> {
         let mut found = None;
         self.scan(table, from, to, &mut |row_key, value| {
             found = Some((row_key.to_vec(), value.to_vec()));
@@ -135,12 +134,7 @@ pub trait Rows {
     ///
     /// # Errors
     /// If that row is corrupt or the file fails.
-    fn seek_back(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: Option<&[u8]>,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn seek_back(&self, table: Table, from: &[u8], to: Option<&[u8]>) -> Result<Option<Row>, StoreError> {
         let mut found = None;
         self.scan_back(table, from, to, &mut |row_key, value| {
             found = Some((row_key.to_vec(), value.to_vec()));
@@ -195,16 +189,14 @@ impl<'t> WriteBatch<'t> {
     pub fn put(&mut self, table: Table, row_key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let mut scratch = std::mem::take(&mut self.scratch);
         // The stored value is laid out behind the row bytes, so that one buffer serves hash, CRC and redb.
-        row_bytes(&mut scratch, table, row_key, value);
+        row_bytes(&mut scratch, table.name, row_key, value);
         let row_size = scratch.len();
         let crc = crc_fast::crc32_iscsi(&scratch);
         let hash = xxh3_128(&scratch);
         scratch.extend_from_slice(&crc.to_le_bytes());
         scratch.extend_from_slice(value);
-        let replaced = match self.opened(table)?.insert(row_key, &scratch[row_size..])? {
-            Some(guard) => Some(guard.value().to_vec()),
-            None => None,
-        };
+        let replaced =
+            self.opened(table)?.insert(row_key, &scratch[row_size..])?.map(|guard| guard.value().to_vec());
         let outcome = self.account_replaced(table, row_key, replaced, &mut scratch);
         self.scratch = scratch;
         outcome?;
@@ -266,7 +258,7 @@ impl<'t> WriteBatch<'t> {
         let row_key = row_key.to_vec();
         if let Some(bytes) = &stored {
             let intact = bytes.split_at_checked(CRC_SIZE).filter(|(crc, value)| {
-                row_bytes(scratch, table, &row_key, value);
+                row_bytes(scratch, table.name, &row_key, value);
                 crc_fast::crc32_iscsi(scratch).to_le_bytes() == *crc
             });
             if intact.is_none() {
@@ -471,30 +463,38 @@ pub(crate) fn check_tables(tables: &[Table]) {
 }
 
 /// The bytes that checksum and hash cover. The lengths make two different rows never give the same bytes.
-fn row_bytes(out: &mut Vec<u8>, table: Table, row_key: &[u8], value: &[u8]) {
+fn row_bytes(out: &mut Vec<u8>, table: &str, row_key: &[u8], value: &[u8]) {
     out.clear();
-    out.extend_from_slice(table.name.as_bytes());
+    out.extend_from_slice(table.as_bytes());
     out.push(0);
     out.extend_from_slice(&(row_key.len() as u32).to_le_bytes());
     out.extend_from_slice(row_key);
     out.extend_from_slice(value);
 }
 
-/// Takes the checksum off a stored value and verifies it.
-fn checked<'v>(table: Table, row_key: &[u8], stored: &'v [u8]) -> Result<&'v [u8], StoreError> {
-    let Some((crc, value)) = stored.split_at_checked(CRC_SIZE) else {
-        return Err(table.corrupt(row_key));
-    };
+/// The value as stored: its row's checksum in front.
+pub(crate) fn seal_row(table: &str, row_key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut scratch = Vec::new();
+    row_bytes(&mut scratch, table, row_key, value);
+    let mut stored = crc_fast::crc32_iscsi(&scratch).to_le_bytes().to_vec();
+    stored.extend_from_slice(value);
+    stored
+}
+
+/// Takes the checksum off a stored value; `None` if it does not fit.
+pub(crate) fn unseal_row<'v>(table: &str, row_key: &[u8], stored: &'v [u8]) -> Option<&'v [u8]> {
+    let (crc, value) = stored.split_at_checked(CRC_SIZE)?;
     let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-    digest.update(table.name.as_bytes());
+    digest.update(table.as_bytes());
     digest.update(&[0]);
     digest.update(&(row_key.len() as u32).to_le_bytes());
     digest.update(row_key);
     digest.update(value);
-    if (digest.finalize() as u32).to_le_bytes() != *crc {
-        return Err(table.corrupt(row_key));
-    }
-    Ok(value)
+    ((digest.finalize() as u32).to_le_bytes() == *crc).then_some(value)
+}
+
+fn checked<'v>(table: Table, row_key: &[u8], stored: &'v [u8]) -> Result<&'v [u8], StoreError> {
+    unseal_row(table.name, row_key, stored).ok_or_else(|| table.corrupt(row_key))
 }
 
 fn get_row(
@@ -509,7 +509,7 @@ fn get_row(
 }
 
 /// `[from, to)` as redb wants it, or `None` if it is empty: redb is not to see a reversed range.
-fn bounds<'k>(from: &'k [u8], to: Option<&'k [u8]>) -> Option<(Bound<&'k [u8]>, Bound<&'k [u8]>)> {
+fn bounds<'k>(from: &'k [u8], to: Option<&'k [u8]>) -> Option<Bounds<'k>> {
     match to {
         Some(to) if to <= from => None,
         Some(to) => Some((Bound::Included(from), Bound::Excluded(to))),

@@ -1,0 +1,404 @@
+//! The apply thread: committed entries become rows, proposers get their replies, state becomes durable.
+//!
+//! Whatever batches wait are merged into one redb transaction, which costs more than the rows in it. It is not
+//! durable: the log already is. A **checkpoint** makes all transactions durable, on this thread, so that raft's never
+//! waits for it. It is due after so many written rows that it takes about 20 ms (measured as we go), after
+//! `checkpoint_interval` at the latest, and when the log would like to recycle a segment.
+//!
+//! A corrupt row under a sole voter fails the commands that need it and no others. Replicas with peers stop instead
+//! and are rebuilt: two replicas that answer differently are worse than one that is gone.
+//!
+//! Invariants:
+//! * A reply leaves after its batch is committed and the shared view expired: who heard of a write can read it.
+//! * The applied index, its term, the state hash and the rows change in one transaction.
+//!
+//! Not here: durability of entries (see `driver`).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::Duration;
+
+use raft::eraftpb::{Entry as RaftEntry, EntryType};
+
+use crate::abort::{AbortOnPanic, fatal};
+use crate::error::{ProposeError, StoreError};
+use crate::machine::{Entry, StateMachine};
+use crate::shared::{Input, Phase, Reply, Shared};
+use crate::state::{Progress, StateFile, put_progress};
+use crate::store::WriteBatch;
+
+/// Entries in one transaction at most: bounds its dirty pages and how long its replies wait.
+const TRANSACTION_ENTRIES_MAX: usize = 4096;
+
+/// Bytes of commands in one transaction at most.
+const TRANSACTION_BYTES_MAX: u64 = 16 << 20;
+
+/// A checkpoint is due at the latest after this many bytes of log: what a start has to replay.
+const CHECKPOINT_LOG_BYTES: u64 = 64 << 20;
+
+/// A checkpoint that took longer makes the next come sooner, so that the longest stays under 25 ms.
+const CHECKPOINT_LONG_NS: u64 = 20_000_000;
+
+/// A checkpoint that took less makes the next come later: each rewrites branches and allocator state.
+const CHECKPOINT_SHORT_NS: u64 = 10_000_000;
+
+/// Rows between checkpoints never fall below this by adapting: on a slow disk even an empty checkpoint is long.
+const CHECKPOINT_ROWS_MIN: u64 = 4096;
+
+/// Nor grow above this: more than any cache holds dirty.
+const CHECKPOINT_ROWS_MAX: u64 = 1 << 20;
+
+/// Committed entries with the replies that wait for them, both by ascending index.
+pub(crate) struct Batch<R> {
+    pub(crate) entries: Vec<RaftEntry>,
+    pub(crate) replies: VecDeque<(u64, Reply<R>)>,
+}
+
+/// What the apply thread waits for.
+pub(crate) enum ApplyInput<R> {
+    Batch(Batch<R>),
+    Stop,
+}
+
+/// The apply thread's state.
+pub(crate) struct Applier<M: StateMachine> {
+    pub(crate) machine: M,
+    pub(crate) state: StateFile,
+    pub(crate) progress: Progress,
+    pub(crate) inbox: Receiver<ApplyInput<M::Reply>>,
+    pub(crate) raft: SyncSender<Input<M::Reply>>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pace: Pace,
+}
+
+/// When the next checkpoint is due.
+pub(crate) struct Pace {
+    interval_ns: u64,
+    rows_min: u64,
+    /// Rows between checkpoints, as adapted.
+    rows_due: u64,
+    rows: u64,
+    log_bytes: u64,
+    /// When the oldest transaction that is not durable was committed.
+    since_ns: Option<u64>,
+}
+
+type Outcome<R> = Result<R, ProposeError>;
+
+impl<M: StateMachine> Applier<M> {
+    /// Runs until told to stop; then everything is durable and the state file closed.
+    pub(crate) fn run(mut self) {
+        let _guard = AbortOnPanic;
+        loop {
+            let input = match self.pace.remaining(wire::clock::steady_ns()) {
+                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(remaining) => self.inbox.recv_timeout(remaining),
+            };
+            match input {
+                Ok(ApplyInput::Batch(batch)) => {
+                    if self.apply_with_waiting(batch) {
+                        break;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(ApplyInput::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let wanted = self.shared.checkpoint_wanted.swap(false, Ordering::AcqRel);
+            if wanted || self.pace.is_due(wire::clock::steady_ns()) {
+                self.checkpoint();
+            }
+        }
+        self.checkpoint();
+        self.shared.close();
+    }
+
+    /// Applies a batch and those that wait behind it; true if told to stop after them.
+    fn apply_with_waiting(&mut self, batch: Batch<M::Reply>) -> bool {
+        let Batch { mut entries, mut replies } = batch;
+        let mut bytes: u64 = entries.iter().map(|entry| entry.data.len() as u64).sum();
+        let mut stop = false;
+        while entries.len() < TRANSACTION_ENTRIES_MAX && bytes < TRANSACTION_BYTES_MAX && !stop {
+            match self.inbox.try_recv() {
+                Ok(ApplyInput::Batch(next)) => {
+                    bytes += next.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
+                    entries.extend(next.entries);
+                    replies.extend(next.replies);
+                }
+                Ok(ApplyInput::Stop) => stop = true,
+                Err(_) => break,
+            }
+        }
+        // There is room in the inbox again, and the raft thread can fill it while we work.
+        if self.shared.backlogged.swap(false, Ordering::AcqRel) {
+            self.wake_raft();
+        }
+        self.apply(&entries, replies);
+        self.pace.note_log(bytes);
+        stop
+    }
+
+    fn apply(&mut self, entries: &[RaftEntry], replies: VecDeque<(u64, Reply<M::Reply>)>) {
+        let started = wire::clock::steady_ns();
+        let outcomes = match self.transact(entries) {
+            Ok(outcomes) => outcomes,
+            Err(StoreError::Corrupt { .. }) if self.is_sole_voter() => self.apply_singly(entries),
+            Err(error) => fatal(&self.shared.name, "cannot apply", &error),
+        };
+        wire::failpoint::hit("consensus_batch_applied");
+        self.publish(started, entries.len());
+        answer(entries, outcomes, replies);
+    }
+
+    /// Applies entries in one transaction. After an error nothing of them is in the rows.
+    fn transact(&mut self, entries: &[RaftEntry]) -> Result<Vec<Outcome<M::Reply>>, StoreError> {
+        let sole_voter = self.is_sole_voter();
+        let txn = self.state.begin()?;
+        let mut batch = WriteBatch::new(&txn, M::TABLES, self.progress.state_hash);
+        let mut outcomes = Vec::with_capacity(entries.len());
+        for entry in entries {
+            assert_eq!(entry.get_entry_type(), EntryType::EntryNormal, "membership does not change yet");
+            // The entry that raft logs at the start of a term is nobody's command.
+            if entry.data.is_empty() {
+                outcomes.push(Err(ProposeError::Unknown));
+                continue;
+            }
+            batch.begin_entry();
+            let command = Entry { index: entry.index, term: entry.term, command: &entry.data };
+            outcomes.push(match self.machine.apply(&mut batch, command) {
+                Ok(reply) => Ok(reply),
+                Err(StoreError::Corrupt { table, row_key }) if sole_voter => {
+                    batch.rollback_entry()?;
+                    Err(self.corrupt(entry.index, table, row_key))
+                }
+                Err(error) => return Err(error),
+            });
+        }
+        self.machine.finish_batch(&mut batch)?;
+        let (state_hash, written) = (batch.state_hash(), batch.written());
+        drop(batch);
+        self.finish(txn, entries, state_hash, written)?;
+        Ok(outcomes)
+    }
+
+    /// Commits a transaction with the progress it stands for.
+    fn finish(
+        &mut self,
+        txn: redb::WriteTransaction,
+        entries: &[RaftEntry],
+        state_hash: u128,
+        written: u64,
+    ) -> Result<(), StoreError> {
+        let last = entries.last().expect("a batch has an entry");
+        assert!(
+            entries[0].index == self.progress.applied_index + 1,
+            "entries are applied in order, each once"
+        );
+        self.progress.applied_index = last.index;
+        self.progress.applied_term = last.term;
+        self.progress.state_hash = state_hash;
+        put_progress(&txn, &self.progress)?;
+        txn.commit()?;
+        self.pace.note_rows(written, wire::clock::steady_ns());
+        Ok(())
+    }
+
+    /// The end of a batch met a corrupt row: apply each entry on its own, so that only those fail that cause it.
+    fn apply_singly(&mut self, entries: &[RaftEntry]) -> Vec<Outcome<M::Reply>> {
+        self.reset_machine();
+        entries.iter().map(|entry| self.apply_alone(entry)).collect()
+    }
+
+    fn apply_alone(&mut self, entry: &RaftEntry) -> Outcome<M::Reply> {
+        let alone = std::slice::from_ref(entry);
+        match self.transact(alone) {
+            Ok(mut outcomes) => outcomes.pop().expect("one entry has one outcome"),
+            Err(StoreError::Corrupt { table, row_key }) => {
+                self.reset_machine();
+                let state_hash = self.progress.state_hash;
+                let skipped = self.state.begin().and_then(|txn| self.finish(txn, alone, state_hash, 0));
+                if let Err(error) = skipped {
+                    fatal(&self.shared.name, "cannot note progress", &error);
+                }
+                Err(self.corrupt(entry.index, table, row_key))
+            }
+            Err(error) => fatal(&self.shared.name, "cannot apply", &error),
+        }
+    }
+
+    /// What the machine has cached may come from the transaction that was taken back.
+    fn reset_machine(&mut self) {
+        if let Err(error) = self.state.view().and_then(|view| self.machine.recovered(&view)) {
+            fatal(&self.shared.name, "cannot take over the state again", &error);
+        }
+    }
+
+    fn corrupt(&self, index: u64, table: &'static str, row_key: Vec<u8>) -> ProposeError {
+        self.shared.metrics.corrupt_rows.increment(1);
+        tracing::error!(group = %self.shared.name, index, table, "a command needs a corrupt row and fails");
+        ProposeError::Corrupt { table, row_key }
+    }
+
+    fn is_sole_voter(&self) -> bool {
+        let conf_state = &self.progress.conf_state;
+        conf_state.voters.len() == 1
+            && conf_state.learners.is_empty()
+            && conf_state.voters_outgoing.is_empty()
+    }
+
+    /// Lets everyone see how far we are, before the replies go out.
+    fn publish(&self, started: u64, count: usize) {
+        let Progress { applied_index, applied_term, state_hash, .. } = self.progress;
+        let shared = &self.shared;
+        shared.expire_view();
+        {
+            let mut status = shared.status.lock();
+            status.applied_index = applied_index;
+            status.state_hash = state_hash;
+        }
+        shared.applied_index.store(applied_index, Ordering::Release);
+        let leads = shared.leader_term.load(Ordering::Acquire) == applied_term;
+        if leads && !shared.leading.load(Ordering::Acquire) {
+            shared.set_phase(Phase::Leading);
+        }
+        let metrics = &shared.metrics;
+        metrics.applied_index.set(applied_index as f64);
+        metrics.apply_batch_entries.record(count as f64);
+        metrics.apply_batch_seconds.record(seconds(wire::clock::steady_ns() - started));
+    }
+
+    fn checkpoint(&mut self) {
+        if !self.pace.is_dirty() {
+            return;
+        }
+        let started = wire::clock::steady_ns();
+        wire::failpoint::hit("consensus_checkpoint_begun");
+        if let Err(error) = self.state.checkpoint() {
+            fatal(&self.shared.name, "cannot make a checkpoint", &error);
+        }
+        wire::failpoint::hit("consensus_checkpoint_done");
+        let took = wire::clock::steady_ns() - started;
+        self.pace.adapt(took);
+        let index = self.progress.applied_index;
+        self.shared.status.lock().checkpoint_index = index;
+        self.shared.checkpoint_index.store(index, Ordering::Release);
+        self.shared.metrics.checkpoint_index.set(index as f64);
+        self.shared.metrics.checkpoint_seconds.record(seconds(took));
+        self.wake_raft();
+    }
+
+    /// A full inbox wakes the raft thread as well.
+    fn wake_raft(&self) {
+        let _ = self.raft.try_send(Input::Wake);
+    }
+}
+
+fn answer<R>(entries: &[RaftEntry], outcomes: Vec<Outcome<R>>, mut replies: VecDeque<(u64, Reply<R>)>) {
+    for (entry, outcome) in entries.iter().zip(outcomes) {
+        if replies.front().is_some_and(|(index, _)| *index == entry.index)
+            && let Some((_, reply)) = replies.pop_front()
+        {
+            reply.send(outcome);
+        }
+    }
+    debug_assert!(replies.is_empty(), "every reply belongs to an entry of its batch");
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    Duration::from_nanos(nanoseconds).as_secs_f64()
+}
+
+impl Pace {
+    /// A checkpoint every `interval` and, to begin with, every `rows` rows.
+    pub(crate) fn new(interval: Duration, rows: u64) -> Self {
+        Pace {
+            interval_ns: interval.as_nanos() as u64,
+            rows_min: rows.min(CHECKPOINT_ROWS_MIN),
+            rows_due: rows,
+            rows: 0,
+            log_bytes: 0,
+            since_ns: None,
+        }
+    }
+
+    fn note_rows(&mut self, rows: u64, now_ns: u64) {
+        self.rows += rows;
+        self.since_ns.get_or_insert(now_ns);
+    }
+
+    fn note_log(&mut self, bytes: u64) {
+        self.log_bytes += bytes;
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.since_ns.is_some()
+    }
+
+    fn is_due(&self, now_ns: u64) -> bool {
+        self.rows >= self.rows_due
+            || self.log_bytes >= CHECKPOINT_LOG_BYTES
+            || self.since_ns.is_some_and(|since| now_ns >= since + self.interval_ns)
+    }
+
+    /// How long until the interval is over; `None` if nothing waits to become durable.
+    fn remaining(&self, now_ns: u64) -> Option<Duration> {
+        self.since_ns.map(|since| Duration::from_nanos((since + self.interval_ns).saturating_sub(now_ns)))
+    }
+
+    /// Starts the next round, longer or shorter after what this one took.
+    fn adapt(&mut self, took_ns: u64) {
+        if took_ns > CHECKPOINT_LONG_NS {
+            // In proportion, as most of a long one is writing pages, but never to nothing by one slow sync.
+            let shorter =
+                (self.rows_due as u128 * u128::from(CHECKPOINT_LONG_NS) / u128::from(took_ns)) as u64;
+            self.rows_due = shorter.max(self.rows_due / 4).max(self.rows_min);
+        } else if took_ns < CHECKPOINT_SHORT_NS && self.rows >= self.rows_due {
+            self.rows_due = (self.rows_due + self.rows_due / 4 + 1).min(CHECKPOINT_ROWS_MAX);
+        }
+        self.rows = 0;
+        self.log_bytes = 0;
+        self.since_ns = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_come_by_rows_bytes_and_time() {
+        let mut pace = Pace::new(Duration::from_secs(5), 10_000);
+        assert!(!pace.is_dirty() && pace.remaining(0).is_none());
+        pace.note_rows(9_999, 7);
+        assert!(!pace.is_due(8));
+        assert_eq!(pace.remaining(1_000_000_007), Some(Duration::from_secs(4)));
+        assert!(pace.is_due(5_000_000_007));
+        pace.note_rows(1, 9);
+        assert!(pace.is_due(9));
+        pace.adapt(15_000_000);
+        assert!(!pace.is_dirty() && !pace.is_due(u64::MAX));
+        pace.note_log(CHECKPOINT_LOG_BYTES);
+        assert!(pace.is_due(0));
+    }
+
+    #[test]
+    fn long_checkpoints_come_sooner_and_short_ones_later() {
+        let mut pace = Pace::new(Duration::from_secs(5), 10_000);
+        pace.note_rows(10_000, 0);
+        pace.adapt(40_000_000);
+        assert_eq!(pace.rows_due, 5_000);
+        for _ in 0..9 {
+            pace.adapt(400_000_000);
+        }
+        assert_eq!(pace.rows_due, CHECKPOINT_ROWS_MIN);
+        pace.note_rows(CHECKPOINT_ROWS_MIN, 0);
+        pace.adapt(5_000_000);
+        assert!(pace.rows_due > CHECKPOINT_ROWS_MIN);
+        let before = pace.rows_due;
+        // One that the interval forced says nothing about how many rows would fit.
+        pace.note_rows(1, 0);
+        pace.adapt(5_000_000);
+        assert_eq!(pace.rows_due, before);
+    }
+}

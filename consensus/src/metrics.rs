@@ -1,0 +1,51 @@
+//! Every metric of a group, with its meaning. All carry the label `group`: `om` or `scm`.
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+/// Handles to a group's metrics, registered once.
+pub(crate) struct Metrics {
+    /// Entries appended to the log.
+    pub(crate) log_entries: Counter,
+    /// Bytes of commands appended to the log.
+    pub(crate) log_bytes: Counter,
+    /// Time of each append and fdatasync, in seconds: what every proposal waits for.
+    pub(crate) log_sync_seconds: Histogram,
+    /// Entries that shared one fdatasync.
+    pub(crate) log_batch_entries: Histogram,
+    /// Entries that shared one state transaction.
+    pub(crate) apply_batch_entries: Histogram,
+    /// Time to apply and commit one batch, in seconds.
+    pub(crate) apply_batch_seconds: Histogram,
+    /// Time of each durable checkpoint, in seconds: applying stands still meanwhile.
+    pub(crate) checkpoint_seconds: Histogram,
+    /// The last applied entry.
+    pub(crate) applied_index: Gauge,
+    /// The last entry that is applied durably.
+    pub(crate) checkpoint_index: Gauge,
+    /// Commands that were not taken because too many were under way.
+    pub(crate) proposals_overloaded: Counter,
+    /// Commands that were not taken because the disk is full.
+    pub(crate) proposals_full: Counter,
+    /// Commands that failed because they had to read a corrupt row.
+    pub(crate) corrupt_rows: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new(group: &str) -> Self {
+        let group = group.to_owned();
+        Metrics {
+            log_entries: counter!("consensus_log_entries_total", "group" => group.clone()),
+            log_bytes: counter!("consensus_log_bytes_total", "group" => group.clone()),
+            log_sync_seconds: histogram!("consensus_log_sync_seconds", "group" => group.clone()),
+            log_batch_entries: histogram!("consensus_log_batch_entries", "group" => group.clone()),
+            apply_batch_entries: histogram!("consensus_apply_batch_entries", "group" => group.clone()),
+            apply_batch_seconds: histogram!("consensus_apply_batch_seconds", "group" => group.clone()),
+            checkpoint_seconds: histogram!("consensus_checkpoint_seconds", "group" => group.clone()),
+            applied_index: gauge!("consensus_applied_index", "group" => group.clone()),
+            checkpoint_index: gauge!("consensus_checkpoint_index", "group" => group.clone()),
+            proposals_overloaded: counter!("consensus_proposals_overloaded_total", "group" => group.clone()),
+            proposals_full: counter!("consensus_proposals_full_total", "group" => group.clone()),
+            corrupt_rows: counter!("consensus_corrupt_rows_total", "group" => group),
+        }
+    }
+}

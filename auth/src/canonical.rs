@@ -12,9 +12,10 @@
 //! ```
 //!
 //! Two forms are tried. [`Form::Recoded`] is what AWS computes: each part decoded once and encoded again. Some
-//! clients sign the bytes they send although AWS would write them otherwise (`%2F` in a path, lower-case `%c3`, a raw
-//! `+`); [`Form::Raw`] is for them. It weakens nothing: a raw text that equals a signed canonical text names the same
-//! resource and parameters, because decoding both gives the same bytes.
+//! clients sign the bytes they send although AWS would write them otherwise (`%2F` in a path, lower-case `%c3`);
+//! [`Form::Raw`] is for them. It weakens nothing: a raw text that equals a signed canonical text names the same
+//! resource and parameters, because decoding both gives the same bytes. Only a raw `+` in a query is not tried: its
+//! signer may mean a plus where S3 reads a space.
 //!
 //! Invariants: no input panics; the size of the output is bounded by three times the head.
 //!
@@ -25,7 +26,7 @@ use http::header::HOST;
 use http::request::Parts;
 use std::ops::Range;
 
-use crate::uri;
+use crate::uri::{self, Part};
 
 /// How path and query are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub(crate) fn canonical_request(parts: &Parts, signed_headers: &str, payload: &s
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(parts.method.as_str().as_bytes());
     out.push(b'\n');
-    write_text(parts.uri.path(), true, form, &mut out);
+    write_text(parts.uri.path(), Part::Path, form, &mut out);
     out.push(b'\n');
     write_query(parts.uri.query().unwrap_or(""), form, &mut out);
     out.push(b'\n');
@@ -58,9 +59,9 @@ pub(crate) fn canonical_request(parts: &Parts, signed_headers: &str, payload: &s
     out
 }
 
-fn write_text(raw: &str, is_path: bool, form: Form, out: &mut Vec<u8>) {
+fn write_text(raw: &str, part: Part, form: Form, out: &mut Vec<u8>) {
     match form {
-        Form::Recoded => uri::recode(raw, is_path, out),
+        Form::Recoded => uri::recode(raw, part, out),
         Form::Raw => out.extend_from_slice(raw.as_bytes()),
     }
 }
@@ -77,9 +78,9 @@ fn write_query(query: &str, form: Form, out: &mut Vec<u8>) {
             continue;
         }
         let start = scratch.len();
-        write_text(name, false, form, &mut scratch);
+        write_text(name, Part::Query, form, &mut scratch);
         let middle = scratch.len();
-        write_text(value, false, form, &mut scratch);
+        write_text(value, Part::Query, form, &mut scratch);
         parts.push((start..middle, middle..scratch.len()));
     }
     let text = |range: &Range<usize>| &scratch[range.clone()];

@@ -1,10 +1,20 @@
 //! Percent-coding of the URI exactly as it was received.
 //!
 //! S3 canonicalises by decoding each part once and encoding it again with the unreserved set of RFC 3986, so that a
-//! client may leave `/`, `+` or `~` raw in what it sends and still sign their encoded form. A `+` is a plus, never a
-//! space. A `%` without two hex digits stands for itself.
+//! client may leave `/` or `~` raw in what it sends and still sign their encoded form. A `+` is a plus in a path, but
+//! a space in a query: object_store and all that stands on it send `+` there and sign `%20`. A `%` without two hex
+//! digits stands for itself.
 //!
 //! Invariants: no input panics; coding an already canonical text changes nothing.
+
+/// Which part of the URI a text is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The path: a slash stays as it is.
+    Path,
+    /// A name or value of the query: a plus is a space.
+    Query,
+}
 
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
@@ -33,21 +43,32 @@ impl Iterator for Decoded<'_> {
     }
 }
 
-/// Appends `raw`, decoded and encoded again. `keep_slash` is for paths.
-pub(crate) fn recode(raw: &str, keep_slash: bool, out: &mut Vec<u8>) {
-    for byte in Decoded::new(raw) {
-        if byte.is_ascii_alphanumeric()
-            || matches!(byte, b'-' | b'_' | b'.' | b'~')
-            || (keep_slash && byte == b'/')
-        {
+/// The bytes of a value in a query, where a plus is a space.
+pub(crate) fn decoded_value(raw: &str) -> impl Iterator<Item = u8> {
+    raw.split('+').enumerate().flat_map(|(position, piece)| {
+        let space = (position > 0).then_some(b' ');
+        space.into_iter().chain(Decoded::new(piece))
+    })
+}
+
+/// Appends `raw`, decoded and encoded again.
+pub(crate) fn recode(raw: &str, part: Part, out: &mut Vec<u8>) {
+    let mut push = |byte: u8| {
+        let is_unreserved = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
+        if is_unreserved || (byte == b'/' && part == Part::Path) {
             out.push(byte);
         } else {
             out.extend_from_slice(&[b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
         }
+    };
+    match part {
+        Part::Path => Decoded::new(raw).for_each(&mut push),
+        Part::Query => decoded_value(raw).for_each(&mut push),
     }
 }
 
-/// Decodes a whole text; bytes that are not UTF-8 become replacement characters, which no valid parameter holds.
+/// Decodes a credential's parameter, in which a plus is a plus (it is a digit of Base64). Bytes that are not UTF-8
+/// become replacement characters, which no valid parameter holds.
 pub(crate) fn decode(raw: &str) -> String {
     match raw.contains('%') {
         false => raw.to_owned(),
@@ -81,9 +102,9 @@ fn nibble(digit: u8) -> Option<u8> {
 mod tests {
     use super::*;
 
-    fn recoded(raw: &str, keep_slash: bool) -> String {
+    fn recoded(raw: &str, part: Part) -> String {
         let mut out = Vec::new();
-        recode(raw, keep_slash, &mut out);
+        recode(raw, part, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -92,17 +113,18 @@ mod tests {
         for (raw, canonical) in [
             ("a/b c", "a%2Fb%20c"),
             ("a%2fb%20c", "a%2Fb%20c"),
-            ("a+b", "a%2Bb"),
+            ("a+b", "a%20b"),
+            ("+%2B+", "%20%2B%20"),
             ("%7e~", "~~"),
             ("100%", "100%25"),
             ("%zz%4", "%25zz%254"),
             ("%2541", "%2541"),
             ("é", "%C3%A9"),
         ] {
-            assert_eq!(recoded(raw, false), canonical);
-            assert_eq!(recoded(canonical, false), canonical);
+            assert_eq!(recoded(raw, Part::Query), canonical);
+            assert_eq!(recoded(canonical, Part::Query), canonical);
         }
-        assert_eq!(recoded("/a/../b//c%2Fd", true), "/a/../b//c/d");
+        assert_eq!(recoded("/a/../b//c%2Fd+e", Part::Path), "/a/../b//c/d%2Be");
     }
 
     #[test]

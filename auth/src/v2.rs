@@ -237,7 +237,7 @@ fn write_header_or_parameter(parts: &Parts, query: &str, name: &HeaderName, out:
     } else if let Some((_, value)) =
         uri::pairs(query).find(|(other, _)| uri::is_ignoring_case(other, name.as_str()))
     {
-        out.extend(uri::Decoded::new(value));
+        out.extend(uri::decoded_value(value));
     }
 }
 
@@ -247,7 +247,7 @@ fn write_amz_headers(parts: &Parts, query: &str, out: &mut Vec<u8>) {
     for (name, value) in uri::pairs(query) {
         let name = uri::decode(name).to_ascii_lowercase();
         if name.starts_with("x-amz-") {
-            lines.entry(name).or_insert_with(|| uri::Decoded::new(value).collect());
+            lines.entry(name).or_insert_with(|| uri::decoded_value(value).collect());
         }
     }
     for name in parts.headers.keys().filter(|name| name.as_str().starts_with("x-amz-")) {
@@ -269,7 +269,7 @@ fn write_subresources(query: &str, out: &mut Vec<u8>) {
         .split('&')
         .filter_map(|pair| {
             let (name, value) = match pair.split_once('=') {
-                Some((name, value)) => (name, Some(uri::Decoded::new(value).collect())),
+                Some((name, value)) => (name, Some(uri::decoded_value(value).collect())),
                 None => (pair, None),
             };
             SIGNED_SUBRESOURCES.iter().find(|wanted| uri::is(name, wanted)).map(|wanted| (*wanted, value))

@@ -212,8 +212,9 @@ impl PresentedV4 {
         let recoded = canonical_request(parts, &self.signed_headers, self.payload.text(), Form::Recoded);
         if !self.is_signed(&recoded, key) {
             // See `canonical`: clients that sign their own bytes rather than AWS's form of them.
+            let is_ambiguous = parts.uri.query().is_some_and(|query| query.contains('+'));
             let raw = canonical_request(parts, &self.signed_headers, self.payload.text(), Form::Raw);
-            if raw == recoded || !self.is_signed(&raw, key) {
+            if is_ambiguous || raw == recoded || !self.is_signed(&raw, key) {
                 return Err(self.mismatch(parts, recoded));
             }
         }

@@ -99,8 +99,7 @@ impl Draft {
 fn draft() -> impl Strategy<Value = Draft> {
     let method = prop::sample::select(vec!["GET", "PUT", "HEAD", "DELETE", "POST"]);
     let region = prop::sample::select(vec!["us-east-1", "eu-central-1", "auto", "x"]);
-    // Amazon's signer reads a plus in a query as a space when it re-encodes; S3 does not, and its SDKs never send one.
-    let text = "[ -*,-~àЖ☃]{0,12}";
+    let text = "[ -~àЖ☃]{0,12}";
     let key = "[ -~àЖ☃/]{0,20}";
     let metadata = prop::collection::vec(("[a-z][a-z0-9-]{0,6}", "[!-~]([ -~]{0,12}[!-~])?"), 0..4);
     let body = prop_oneof![
@@ -179,7 +178,7 @@ fn paths_and_queries_verify_raw_and_encoded() {
         ("/b/%E2%98%83=(*)!'", "/b/%E2%98%83%3D%28%2A%29%21%27", ""),
         ("/b?prefix=d/e&max-keys=2", "/b", "max-keys=2&prefix=d%2Fe"),
         ("/b?prefix=d%2fe", "/b", "prefix=d%2Fe"),
-        ("/b?prefix=a+b", "/b", "prefix=a%2Bb"),
+        ("/b?prefix=a+b%2Bc", "/b", "prefix=a%20b%2Bc"),
         ("/b?delimiter=&prefix", "/b", "delimiter=&prefix="),
         ("/b?tag=~*&tag=!", "/b", "tag=%21&tag=~%2A"),
         ("/b?a=b=c", "/b", "a=b%3Dc"),
@@ -192,7 +191,7 @@ fn paths_and_queries_verify_raw_and_encoded() {
 #[test]
 fn clients_may_sign_the_bytes_they_send() {
     for (sent, path, query) in
-        [("/b/a%2fb+c(d)", "/b/a%2fb+c(d)", ""), ("/b?prefix=d/e+%c3%a9", "/b", "prefix=d/e+%c3%a9")]
+        [("/b/a%2fb+c(d)", "/b/a%2fb+c(d)", ""), ("/b?prefix=d/e%c3%a9", "/b", "prefix=d/e%c3%a9")]
     {
         assert!(authenticate(&signed_head("GET", sent, path, query)).is_ok(), "{sent}");
     }
@@ -202,5 +201,10 @@ fn clients_may_sign_the_bytes_they_send() {
     {
         let error = authenticate(&signed_head("GET", sent, path, "")).unwrap_err();
         assert_eq!(error.s3_code(), "SignatureDoesNotMatch", "{sent}");
+    }
+    // A plus in a query is a space; a client that signs it as a plus must not be misread.
+    for query in ["prefix=a+b", "prefix=a%2Bb"] {
+        let error = authenticate(&signed_head("GET", "/b?prefix=a+b", "/b", query)).unwrap_err();
+        assert_eq!(error.s3_code(), "SignatureDoesNotMatch", "{query}");
     }
 }

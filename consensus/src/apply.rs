@@ -33,7 +33,7 @@ use crate::store::WriteBatch;
 const TRANSACTION_ENTRIES_MAX: usize = 4096;
 
 /// Bytes of commands in one transaction at most.
-const TRANSACTION_BYTES_MAX: u64 = 16 << 20;
+const TRANSACTION_BYTES_MAX: u64 = 8 << 20;
 
 /// A checkpoint is due at the latest after this many bytes of log: what a start has to replay.
 const CHECKPOINT_LOG_BYTES: u64 = 64 << 20;

@@ -42,8 +42,8 @@ use crate::storage::LogStore;
 /// Commands in one append at most: bounds how long its first one waits.
 const BATCH_ENTRIES_MAX: usize = 1024;
 
-/// Batches that may wait in the apply thread's inbox: enough to keep it busy, few enough to stay small.
-pub(crate) const APPLY_INBOX: usize = 8;
+/// Batches that may wait in the apply thread's inbox: enough to keep it busy, few enough that a replay stays small.
+pub(crate) const APPLY_INBOX: usize = 4;
 
 /// How often the disk's free space is looked at.
 const ADMISSION_INTERVAL_NS: u64 = 100_000_000;
@@ -112,7 +112,6 @@ impl<R: Send + 'static> Driver<R> {
         let _guard = AbortOnPanic;
         // A sole voter need not wait for an election timeout: there is nobody it could disturb.
         self.node.campaign().expect("a sole voter may campaign");
-        self.perform_all();
         self.turn();
         while let Ok(input) = self.inbox.recv() {
             let mut stop = self.take_in(input);
@@ -137,14 +136,21 @@ impl<R: Send + 'static> Driver<R> {
         false
     }
 
-    /// Does everything that can be done now.
+    /// Does everything that can be done now. What apply has no room for waits, in raft or in the inbox.
     fn turn(&mut self) {
         self.hand_over();
         self.keep_house();
-        while self.outbox.is_empty() && !self.waiting.is_empty() {
-            self.propose_waiting();
+        while self.outbox.is_empty() && self.has_work() {
+            // A batch is admitted only when the log holds all before it, so nothing may wait in raft then.
+            if !self.node.has_ready() {
+                self.propose_waiting();
+            }
             self.perform_all();
         }
+    }
+
+    fn has_work(&self) -> bool {
+        self.node.has_ready() || !self.waiting.is_empty()
     }
 
     // Proposals.
@@ -215,7 +221,7 @@ impl<R: Send + 'static> Driver<R> {
     // Ready.
 
     fn perform_all(&mut self) {
-        while self.node.has_ready() {
+        while self.outbox.is_empty() && self.node.has_ready() {
             let ready = self.node.ready();
             self.perform(ready);
         }
@@ -340,7 +346,7 @@ impl<R: Send + 'static> Driver<R> {
 
     /// Finishes what was taken in, waits for apply's last checkpoint, and leaves a log that says all of it.
     fn close(mut self) {
-        while !self.waiting.is_empty() || !self.outbox.is_empty() {
+        while !self.outbox.is_empty() || self.has_work() {
             if let Some(batch) = self.outbox.pop_front() {
                 let _ = self.apply.send(ApplyInput::Batch(batch));
             } else {

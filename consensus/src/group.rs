@@ -46,7 +46,7 @@ const BATCH_BYTES_MAX: u64 = 4 << 20;
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 
 /// Committed entries in one Ready, in bytes: what a replay holds in memory at once.
-const READY_BYTES_MAX: u64 = 16 << 20;
+const READY_BYTES_MAX: u64 = 4 << 20;
 
 /// Proposed and not committed, in bytes; raft drops proposals beyond it.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;

@@ -130,6 +130,30 @@ fn nothing_acknowledged_is_lost_at_any_step() {
     assert_eq!(acknowledged.len(), PROPOSERS);
 }
 
+/// The process that panics while it applies.
+#[test]
+fn panicking_child() {
+    let Ok(dir) = std::env::var(DIR_VARIABLE) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    runtime.block_on(async move {
+        let group = open(&Path::new(&dir).join("group")).await;
+        ask(&group, "panic now").await;
+    });
+}
+
+#[test]
+fn a_panic_in_apply_ends_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "panicking_child"])
+        .env(DIR_VARIABLE, dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(child.signal(), Some(SIGABRT));
+}
+
 /// Every step of this crate has its place in the walk above.
 #[test]
 fn no_step_is_left_out() {

@@ -48,6 +48,7 @@ impl StateMachine for Registers {
                 batch.get(REGISTER, name.as_bytes())?;
                 Ok("done".to_owned())
             }
+            "panic" => panic!("asked to"),
             _ => Ok(String::from_utf8(old.unwrap_or_default()).unwrap()),
         }
     }

@@ -14,7 +14,10 @@ pub(crate) fn fatal(group: &str, what: &str, error: &dyn std::error::Error) -> !
         cause = error.source();
     }
     tracing::error!(group, "{what}{causes}; aborting, the next start replays");
-    eprintln!("ferrozone: {group}: {what}{causes}; aborting, the next start replays");
+    // Somebody must hear it, also where no subscriber was set.
+    if !tracing::dispatcher::has_been_set() {
+        eprintln!("ferrozone: {group}: {what}{causes}; aborting, the next start replays");
+    }
     std::process::abort()
 }
 

@@ -1,0 +1,135 @@
+//! One request from head to answer.
+//!
+//! Order, and why: the target (a path that cannot be read belongs to nobody), the signature (nothing is told to strangers),
+//! the operation, headers that ask for what is not built, and only then the handler, which makes its own checks before it
+//! reads the body. So a client that waits for `100 Continue` hears every refusal first.
+//!
+//! Not here: connections (see `server`), what operations do (the handlers).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::request::Parts;
+use http::{HeaderValue, StatusCode, Version};
+use tracing::Instrument;
+use wire::names::BucketName;
+
+use crate::access;
+use crate::error::S3Error;
+use crate::gateway::{Gateway, RequestId};
+use crate::headers;
+use crate::operation::{Operation, Scope, route};
+use crate::query::Query;
+use crate::request::RequestContext;
+use crate::request_body::Source;
+use crate::response::{self, Response, X_AMZ_BUCKET_REGION};
+use crate::target::Target;
+use crate::{copy_object, get_object, put_object, upload_part};
+
+/// What a handler answers.
+pub(crate) type Outcome = Result<Response, S3Error>;
+
+/// Answers one request. Never fails: a refusal is an answer.
+pub(crate) async fn answer(gateway: Arc<Gateway>, parts: Parts, body: Source) -> Response {
+    let id = gateway.request_id();
+    let started_ns = wire::clock::steady_ns();
+    let method = parts.method.clone();
+    let path = parts.uri.clone();
+    let span =
+        tracing::debug_span!("request", request_id = id.as_str(), method = %method, path = path.path());
+    let invitation = body.invitation();
+    let mut operation = "None";
+    let outcome = handle(gateway, parts, body, id, &mut operation).instrument(span).await;
+    let mut response = match outcome {
+        Ok(response) => response,
+        Err(refusal) => {
+            let level_is_server =
+                refusal.status.is_server_error() && refusal.status != StatusCode::NOT_IMPLEMENTED;
+            if level_is_server {
+                tracing::warn!(request_id = id.as_str(), operation, code = refusal.code, message = %refusal.message, "request failed");
+            } else {
+                tracing::debug!(request_id = id.as_str(), operation, code = refusal.code, message = %refusal.message, "request refused");
+            }
+            response::error(&refusal, &method, path.path(), id)
+        }
+    };
+    response::stamp(&mut response, id);
+    // The client waits for leave to send its body and now never gets it: whether it sends it nevertheless is its choice, so
+    // nobody can say where its next request would begin.
+    if invitation.is_some_and(|invited| !invited.load(Ordering::Acquire)) {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    crate::metrics::request_answered(operation, response.status(), wire::clock::steady_ns() - started_ns);
+    response
+}
+
+async fn handle(
+    gateway: Arc<Gateway>,
+    parts: Parts,
+    body: Source,
+    id: RequestId,
+    operation_name: &mut &'static str,
+) -> Outcome {
+    if parts.version == Version::HTTP_11 && !parts.headers.contains_key(http::header::HOST) {
+        return Err(S3Error::invalid_request("Missing required header for this request: Host"));
+    }
+    let target = Target::of(&parts, &gateway.config.domains)?;
+    let query = Query::parse(parts.uri.query())?;
+    let received_ms = wire::clock::now_ms();
+    let caller = access::authenticate(&gateway, &parts, &target, received_ms).await?;
+    let scope = match (&target.bucket, &target.key) {
+        (None, _) => Scope::Service,
+        (Some(_), None) => Scope::Bucket,
+        (Some(_), Some(_)) => Scope::Object,
+    };
+    let operation = route(&parts.method, scope, &query, &parts.headers)?;
+    *operation_name = operation.name();
+    let bucket_name = target.bucket.as_deref().and_then(|name| BucketName::new(name).ok());
+    let context = Arc::new(RequestContext {
+        gateway,
+        id,
+        received_ms,
+        operation,
+        parts,
+        query,
+        target,
+        bucket_name,
+        caller,
+    });
+    headers::refuse_unbuilt(context.headers())?;
+    headers::refuse_undecodable(context.headers(), context.caller.payload().is_chunked())?;
+    let outcome = perform(&context, body).await;
+    if scope == Scope::Bucket {
+        return with_region(outcome, &context);
+    }
+    outcome
+}
+
+/// Clients learn a bucket's region from this header, also on errors.
+fn with_region(outcome: Outcome, context: &RequestContext) -> Outcome {
+    let region = context.gateway.config.region.as_str();
+    match outcome {
+        Ok(mut response) => {
+            response::set(response.headers_mut(), X_AMZ_BUCKET_REGION, region);
+            Ok(response)
+        }
+        Err(refusal) => Err(refusal.with_header("x-amz-bucket-region", region)),
+    }
+}
+
+async fn perform(context: &Arc<RequestContext>, body: Source) -> Outcome {
+    use Operation as Op;
+    match context.operation {
+        Op::PutObject => put_object::put_object(context, body).await,
+        Op::CopyObject => copy_object::copy_object(context).await,
+        Op::GetObject => get_object::get_object(context).await,
+        Op::HeadObject => get_object::head_object(context).await,
+        Op::GetObjectAttributes => get_object::get_object_attributes(context).await,
+        Op::UploadPart => upload_part::upload_part(context, body).await,
+        Op::UploadPartCopy => upload_part::upload_part_copy(context).await,
+        other => {
+            context.user()?;
+            Err(S3Error::not_implemented(other.name()))
+        }
+    }
+}

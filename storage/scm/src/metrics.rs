@@ -1,0 +1,33 @@
+//! Every metric of SCM, with its meaning.
+
+use metrics::{counter, gauge};
+
+/// Leases granted, repeats included.
+pub(crate) fn lease_granted() {
+    counter!("scm_lease_grants_total").increment(1);
+}
+
+/// Requests for a lease that had to wait for datanodes.
+pub(crate) fn lease_refused() {
+    counter!("scm_lease_refusals_total").increment(1);
+}
+
+/// Blocks whose deletion is logged, repeats included.
+pub(crate) fn deletions_logged(blocks: usize) {
+    counter!("scm_deletion_blocks_total").increment(blocks as u64);
+}
+
+/// Heartbeats answered.
+pub(crate) fn heartbeat() {
+    counter!("scm_heartbeats_total").increment(1);
+}
+
+/// Datanodes that may be written to now.
+pub(crate) fn live_datanodes(count: usize) {
+    gauge!("scm_datanodes_live_count").set(count as f64);
+}
+
+/// Containers that are OPEN or CLOSING.
+pub(crate) fn active_containers(count: usize) {
+    gauge!("scm_containers_active_count").set(count as f64);
+}

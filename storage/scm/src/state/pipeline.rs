@@ -1,0 +1,34 @@
+//! Pipelines: the datanodes that write an open container.
+//!
+//! Invariant: no datanode is in a pipeline twice.
+//!
+//! Not here: choosing the members (`prepare`).
+
+use consensus::{Rows, StoreError, WriteBatch};
+use wire::block::{Pipeline, Replication};
+use wire::ids::{DatanodeId, PipelineId};
+
+use super::container::address;
+use super::next_number;
+use crate::schema::{PIPELINE, PipelineRow, corrupt, load, meta, save};
+
+/// Records a pipeline of `members`.
+pub(super) fn create(
+    batch: &mut WriteBatch<'_>,
+    replication: Replication,
+    mut members: Vec<DatanodeId>,
+) -> Result<PipelineId, StoreError> {
+    members.sort();
+    assert!(members.windows(2).all(|pair| pair[0] != pair[1]), "a datanode is twice in a pipeline");
+    let id = PipelineId(next_number(batch, meta::LAST_PIPELINE)?);
+    save(batch, PIPELINE, &id.to_be_bytes(), &PipelineRow { replication, members })?;
+    Ok(id)
+}
+
+/// The pipeline as writers need it, with the members' current addresses.
+pub(super) fn describe(rows: &impl Rows, id: PipelineId) -> Result<Pipeline, StoreError> {
+    let row: PipelineRow =
+        load(rows, PIPELINE, &id.to_be_bytes())?.ok_or_else(|| corrupt(PIPELINE, &id.to_be_bytes()))?;
+    let members = row.members.iter().map(|member| address(rows, *member)).collect::<Result<_, _>>()?;
+    Ok(Pipeline { id, replication: row.replication, members })
+}

@@ -1,1 +1,35 @@
-//! The Ozone Manager: volumes, buckets, keys, multipart uploads, blocks. A replicated state machine on redb.
+//! The Ozone Manager (OM): volumes, buckets, keys, multipart uploads, blocks. A replicated state machine on redb.
+//!
+//! A write goes request -> prepare (leader: validate, stamp the time, draw random choices) -> command ->
+//! consensus -> `state` apply (pure, every replica) -> reply. A read takes a linearizable view and answers from its rows.
+//!
+//! ```text
+//!  server.rs    shell: OmService, views, tokens, locations        worker/*.rs  background work, each with a status
+//!  prepare.rs   leader side, before the log                       leases.rs    leader memory: leases, token keys
+//!  command.rs   what raft logs (a format)                         seal.rs      secrets at rest, signing keys
+//!  schema.rs    tables, row keys, rows (a format)                 state/*.rs   apply, one file a noun
+//! ```
+//!
+//! Invariants:
+//! * Nothing is handed out from memory: every lease, loan and version stands in a row written by a logged command.
+//! * The `block` table names exactly the blocks that live; whatever leaves it has been handed to SCM.
+//! * Apply reads no clock, draws nothing, and sees no setting.
+//!
+//! Not here: S3 words (gateway), bytes of keys (datanodes), who may do what (gateway decides, OM enforces freshness).
+
+mod command;
+mod config;
+mod error;
+mod leases;
+mod metrics;
+mod prepare;
+mod schema;
+mod seal;
+mod server;
+mod state;
+mod worker;
+
+pub use config::OmConfig;
+pub use error::OmError;
+pub use server::{Om, OmStatus};
+pub use worker::WorkerStatus;

@@ -1,0 +1,92 @@
+//! The leader's side of a write, before the log: what is malformed is refused, what apply may not draw is drawn.
+//!
+//! Apply checks everything that depends on state again, since state may have moved by then. Here stand the checks that
+//! do not depend on it (lengths, counts), so that no oversized command reaches the log, and the choices: the lease of a
+//! loan, the nonce of a sealed secret.
+//!
+//! Not here: rejections that depend on rows (see `state`).
+
+use std::collections::BTreeSet;
+
+use consensus::{ReadView, StoreError};
+use wire::block::Replication;
+use wire::ids::{ContainerId, LeaseId};
+use wire::limits::{COMMIT_BLOCKS_MAX, LIST_ENTRIES_MAX, LOAN_IDS_MAX, PARTS_MAX};
+use wire::om::{DELETE_KEYS_PER_COMMAND, OmRequest, Rejection};
+
+use crate::schema::{LEASE, LeaseRow};
+use crate::state::RowsExt;
+
+/// Names of users, access keys, regions and the like are shorter than this.
+const NAME_BYTES_MAX: usize = 1024;
+/// Leases looked at when one is chosen. OM holds a few.
+const LEASES_SEEN_MAX: usize = 4096;
+
+/// Refuses what no state would accept; caps page sizes.
+pub(crate) fn validate(request: &mut OmRequest) -> Result<(), Rejection> {
+    match request {
+        OmRequest::ListKeys(list) => list.max = list.max.min(LIST_ENTRIES_MAX),
+        OmRequest::ListBuckets(list) => list.max = list.max.min(10 * LIST_ENTRIES_MAX),
+        OmRequest::ListUploads(list) => list.max = list.max.min(LIST_ENTRIES_MAX),
+        OmRequest::ListParts(list) => list.max = list.max.min(LIST_ENTRIES_MAX),
+        OmRequest::ReleaseBlocks(release) => {
+            at_most(release.blocks.len(), usize::from(LOAN_IDS_MAX), "blocks in one release")?;
+        }
+        OmRequest::CommitKey(commit) => {
+            at_most(commit.blocks.len(), COMMIT_BLOCKS_MAX, "blocks in one commit")?;
+        }
+        OmRequest::CommitPart(commit) => {
+            at_most(commit.blocks.len(), COMMIT_BLOCKS_MAX, "blocks in one commit")?;
+        }
+        OmRequest::DeleteKeys(delete) => {
+            at_most(delete.keys.len(), DELETE_KEYS_PER_COMMAND, "keys in one command")?;
+        }
+        OmRequest::CompleteUpload(complete) => {
+            at_most(complete.parts.len(), PARTS_MAX as usize, "parts")?;
+        }
+        OmRequest::PutUser(put) => {
+            at_most(put.user.id.0.len(), NAME_BYTES_MAX, "bytes in a user id")?;
+            at_most(put.access_key.len(), NAME_BYTES_MAX, "bytes in an access key")?;
+            at_most(put.secret.0.len(), NAME_BYTES_MAX, "bytes in a secret")?;
+        }
+        OmRequest::CreateBucket(create) => {
+            at_most(create.owner.id.0.len(), NAME_BYTES_MAX, "bytes in a user id")?;
+            at_most(create.location.len(), NAME_BYTES_MAX, "bytes in a location")?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn at_most(count: usize, max: usize, what: &str) -> Result<(), Rejection> {
+    if count > max { Err(Rejection::Invalid(format!("{count} {what}, more than {max}"))) } else { Ok(()) }
+}
+
+/// A lease to lend from. `choice` is a random number: gateways spread over the open containers.
+pub(crate) fn choose_lease(
+    view: &ReadView,
+    replication: Replication,
+    avoid: &BTreeSet<ContainerId>,
+    choice: u64,
+) -> Result<Option<LeaseId>, StoreError> {
+    let leases = leases(view)?;
+    let good: Vec<LeaseId> = leases
+        .into_iter()
+        .filter(|(_, row)| {
+            row.left() > 0 && row.pipeline.replication == replication && !avoid.contains(&row.container)
+        })
+        .map(|(id, _)| id)
+        .collect();
+    Ok((!good.is_empty()).then(|| good[(choice % good.len() as u64) as usize]))
+}
+
+/// All leases in state.
+pub(crate) fn leases(view: &ReadView) -> Result<Vec<(LeaseId, LeaseRow)>, StoreError> {
+    let rows = view.rows::<LeaseRow>(LEASE, &[], None, LEASES_SEEN_MAX)?;
+    Ok(rows
+        .into_iter()
+        .map(|(row_key, row)| {
+            (LeaseId(row_key.last_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))), row)
+        })
+        .collect())
+}

@@ -1,0 +1,322 @@
+//! The core: applies commands to rows. Pure, the same on every replica.
+//!
+//! ```text
+//!   entry --> decode --> clock --> in_session (repeat? refused?) --> the noun's apply --> reply
+//!                                        |                                |
+//!                                        +-- request row: the reply ------+   a rejection takes its rows back
+//! ```
+//!
+//! Invariants:
+//! * A command that is rejected leaves no row but the remembered reply.
+//! * A command writes at most `COMMAND_ROWS_MAX` rows; what is larger is queued (see `work`).
+//! * Time never goes back: it is the latest of all commands applied.
+//!
+//! Not here: who proposes (see `server` and `worker`), views and their answers (`server`, over the same functions).
+
+pub(crate) mod access;
+pub(crate) mod block;
+pub(crate) mod bucket;
+pub(crate) mod checksum;
+pub(crate) mod condition;
+pub(crate) mod copy;
+pub(crate) mod deletion;
+pub(crate) mod key;
+pub(crate) mod layout;
+pub(crate) mod lease;
+pub(crate) mod listing;
+pub(crate) mod loan;
+pub(crate) mod multipart;
+pub(crate) mod session;
+pub(crate) mod usage;
+pub(crate) mod volume;
+pub(crate) mod work;
+
+use std::ops::ControlFlow;
+
+use consensus::{Entry, ReadView, Rows, StateMachine, StoreError, Table, WriteBatch};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use wire::block::Pipeline;
+use wire::clock::UnixMs;
+use wire::ids::{ContainerId, Generation, LoanId, LocalId, SessionId, VersionId, WriteId};
+use wire::om::{BucketInfo, KeyCommitted, Rejection, UploadCompleted};
+
+use crate::command::Command;
+use crate::schema::{self, HandoverRow, META, META_ACCESS_VERSION, META_CLOCK, TABLES, decode, encode};
+use crate::state::usage::UsageDeltas;
+
+/// Ids lent by one command. The shell adds the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lent {
+    pub(crate) id: LoanId,
+    pub(crate) container: ContainerId,
+    pub(crate) generation: Generation,
+    pub(crate) first: LocalId,
+    pub(crate) count: u16,
+    pub(crate) pipeline: Pipeline,
+}
+
+/// What apply answers. Those of commands with a context are kept in `request` rows: a format, append only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "made once and consumed at once")]
+pub(crate) enum Reply {
+    /// Done, with nothing to say.
+    Done,
+    /// The request does not fit the state.
+    Rejected(Rejection),
+    /// See `OpenSession`.
+    Session(SessionId),
+    /// See `TakeLoan`.
+    Lent(Lent),
+    /// The lease named by `TakeLoan` has no ids left: choose another. Not remembered.
+    LeaseExhausted,
+    /// See `CreateBucket`.
+    Bucket(BucketInfo),
+    /// See `CommitKey`, `CopyKey`, `CommitPart`.
+    Committed(KeyCommitted),
+    /// See `DeleteKeys`.
+    Deleted(Vec<Result<(), Rejection>>),
+    /// See `CreateUpload`.
+    Upload(WriteId),
+    /// See `CompleteUpload`.
+    Completed(UploadCompleted),
+    /// See `BeginHandover`: None if nothing is due.
+    Handover(Option<HandoverRow>),
+    /// How many of what was asked for are done; more may be left.
+    Worked(u32),
+}
+
+/// Why a command or call went no further.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// An answer: the request does not fit the state.
+    Reject(Rejection),
+    /// No answer: rows could not be read.
+    Fault(StoreError),
+}
+
+impl From<Rejection> for Stop {
+    fn from(rejection: Rejection) -> Self {
+        Self::Reject(rejection)
+    }
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        Self::Fault(error)
+    }
+}
+
+/// Reading decoded rows.
+pub(crate) trait RowsExt: Rows {
+    /// The decoded row.
+    fn row<T: DeserializeOwned>(&self, table: Table, row_key: &[u8]) -> Result<Option<T>, StoreError> {
+        match self.get(table, row_key)? {
+            Some(value) => decode(table, row_key, &value).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The rows of `[from, to)`, at most `count_max`, as (row key, decoded row).
+    fn rows<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: Option<&[u8]>,
+        count_max: usize,
+    ) -> Result<Vec<(Vec<u8>, T)>, StoreError> {
+        let mut rows = Vec::new();
+        let mut fault = None;
+        if count_max == 0 {
+            return Ok(rows);
+        }
+        self.scan(table, from, to, &mut |row_key, value| {
+            match decode(table, row_key, value) {
+                Ok(row) => rows.push((row_key.to_vec(), row)),
+                Err(error) => {
+                    fault = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+            if rows.len() == count_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        fault.map_or(Ok(rows), Err)
+    }
+
+    /// The state's access version.
+    fn access_version(&self) -> Result<u64, StoreError> {
+        Ok(self.row(META, META_ACCESS_VERSION)?.unwrap_or(0))
+    }
+}
+
+impl<R: Rows + ?Sized> RowsExt for R {}
+
+/// One command under way.
+pub(crate) struct Txn<'a, 'b> {
+    pub(crate) batch: &'a mut WriteBatch<'b>,
+    /// Its Raft index.
+    pub(crate) index: u64,
+    /// Its time.
+    pub(crate) now_ms: UnixMs,
+    /// The state's access version.
+    pub(crate) access_version: u64,
+    /// Changes of the counters, kept only if the command succeeds.
+    pub(crate) usage: UsageDeltas,
+    ordinal: u32,
+    rows_written: usize,
+}
+
+impl Txn<'_, '_> {
+    pub(crate) fn put<T: Serialize>(
+        &mut self,
+        table: Table,
+        row_key: &[u8],
+        row: &T,
+    ) -> Result<(), StoreError> {
+        self.put_bytes(table, row_key, &encode(row))
+    }
+
+    pub(crate) fn put_bytes(&mut self, table: Table, row_key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.rows_written += 1;
+        self.batch.put(table, row_key, value)
+    }
+
+    pub(crate) fn delete(&mut self, table: Table, row_key: &[u8]) -> Result<bool, StoreError> {
+        self.rows_written += 1;
+        self.batch.delete(table, row_key)
+    }
+
+    /// Rows written so far.
+    pub(crate) fn rows_written(&self) -> usize {
+        self.rows_written
+    }
+
+    /// A number unique within this command, for row keys of queues.
+    pub(crate) fn next_ordinal(&mut self) -> u32 {
+        self.ordinal += 1;
+        self.ordinal - 1
+    }
+
+    /// The version that this command makes.
+    pub(crate) fn version(&self) -> VersionId {
+        VersionId { index: self.index, ordinal: 0 }
+    }
+}
+
+impl Rows for Txn<'_, '_> {
+    fn get(&self, table: Table, row_key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.batch.get(table, row_key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: Option<&[u8]>,
+        visit: &mut consensus::Visit<'_>,
+    ) -> Result<(), StoreError> {
+        self.batch.scan(table, from, to, visit)
+    }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: Option<&[u8]>,
+        visit: &mut consensus::Visit<'_>,
+    ) -> Result<(), StoreError> {
+        self.batch.scan_back(table, from, to, visit)
+    }
+}
+
+/// OM as consensus replicates it. Its fields are caches of rows, written by `finish_batch` or beside their row.
+#[derive(Default)]
+pub(crate) struct OmState {
+    clock_ms: UnixMs,
+    clock_is_dirty: bool,
+    access_version: u64,
+    usage: UsageDeltas,
+}
+
+impl StateMachine for OmState {
+    type Reply = Reply;
+    const TABLES: &'static [Table] = TABLES;
+
+    fn apply(&mut self, batch: &mut WriteBatch<'_>, entry: Entry<'_>) -> Result<Reply, StoreError> {
+        let (now_ms, command) = Command::decode(entry.command).unwrap_or_else(|| {
+            panic!("command {} of the log was written by a newer version of this program", entry.index)
+        });
+        if now_ms > self.clock_ms {
+            self.clock_ms = now_ms;
+            self.clock_is_dirty = true;
+        }
+        let mut txn = Txn {
+            batch,
+            index: entry.index,
+            now_ms: self.clock_ms,
+            access_version: self.access_version,
+            usage: UsageDeltas::default(),
+            ordinal: 0,
+            rows_written: 0,
+        };
+        let reply = run(&mut txn, command)?;
+        self.access_version = txn.access_version;
+        self.usage.merge(txn.usage);
+        Ok(reply)
+    }
+
+    fn finish_batch(&mut self, batch: &mut WriteBatch<'_>) -> Result<(), StoreError> {
+        if self.clock_is_dirty {
+            batch.put(META, META_CLOCK, &encode(&self.clock_ms))?;
+            self.clock_is_dirty = false;
+        }
+        self.usage.write(batch)
+    }
+
+    fn recovered(&mut self, view: &ReadView) -> Result<(), StoreError> {
+        self.clock_ms = view.row(META, META_CLOCK)?.unwrap_or(0);
+        self.access_version = view.access_version()?;
+        Ok(())
+    }
+}
+
+fn run(txn: &mut Txn<'_, '_>, command: Command) -> Result<Reply, StoreError> {
+    use session::{in_session, in_session_with_blocks};
+    match command {
+        Command::OpenSession(body) => session::open(txn, body),
+        Command::EndSession(body) => session::end(txn, body.session),
+        Command::AddLease(body) => lease::add(txn, body.lease),
+        Command::EndLeases(body) => lease::end(txn, &body.leases),
+        Command::DropLeases(body) => lease::drop_returned(txn, &body.leases),
+        Command::TakeLoan(body) => in_session(txn, body.context, |txn| loan::take(txn, &body)),
+        Command::ReleaseBlocks(body) => in_session(txn, body.context, |txn| loan::release(txn, &body)),
+        Command::ExpireLoans(body) => loan::expire(txn, &body),
+        Command::WorkOff(body) => work::work_off(txn, &body.row_key),
+        Command::BeginHandover(body) => deletion::begin_handover(txn, &body),
+        Command::FinishHandover(body) => deletion::finish_handover(txn, body.batch),
+        Command::ExpireUploads(body) => multipart::expire_completed(txn, &body),
+        Command::PutUser(body) => access::put_user(txn, body),
+        Command::RetainAccessKeys(body) => access::retain(txn, &body.access_keys),
+        Command::CreateBucket(body) => in_session(txn, body.context, |txn| bucket::create(txn, body)),
+        Command::DeleteBucket(body) => in_session(txn, body.context, |txn| bucket::delete(txn, &body)),
+        Command::CommitKey(body) => {
+            let write_id = body.context.write_id();
+            let first = body.blocks.first().map(|entry| (write_id, entry.block));
+            in_session_with_blocks(txn, body.context, first, |txn| key::commit(txn, body))
+        }
+        Command::DeleteKeys(body) => in_session(txn, body.context, |txn| key::delete(txn, &body)),
+        Command::CopyKey(body) => in_session(txn, body.context, |txn| copy::copy(txn, body)),
+        Command::CreateUpload(body) => in_session(txn, body.context, |txn| multipart::create(txn, body)),
+        Command::CommitPart(body) => {
+            let first = body.blocks.first().map(|entry| (body.upload, entry.block));
+            in_session_with_blocks(txn, body.context, first, |txn| multipart::commit_part(txn, body))
+        }
+        Command::CompleteUpload(body) => in_session(txn, body.context, |txn| multipart::complete(txn, &body)),
+        Command::AbortUpload(body) => in_session(txn, body.context, |txn| multipart::abort(txn, &body)),
+    }
+}
+
+/// Row key bound behind everything that begins with `prefix`.
+pub(crate) fn end_of(prefix: &[u8]) -> Vec<u8> {
+    schema::after_prefix(prefix).unwrap_or_else(|| vec![0xff; prefix.len() + 1])
+}

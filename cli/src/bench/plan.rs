@@ -111,10 +111,13 @@ pub(super) fn plan(args: &BenchArgs) -> anyhow::Result<Vec<Cell>> {
         Some(duration) => Some(Duration::try_from(duration)?),
         None => requests.is_none().then_some(DURATION_DEFAULT),
     };
+    let connections_max = args.connections.iter().copied().max().unwrap_or(1) as u64;
+    // A few requests do not touch many objects; more need not be made.
+    let useful = requests.map_or(OBJECTS_DEFAULT_MAX, |requests| requests.max(connections_max));
     let mut cells = Vec::new();
     for (index, size) in args.sizes.iter().enumerate() {
         let size = size.as_u64();
-        let fitting = (args.space.as_u64() / size.max(1)).clamp(1, OBJECTS_DEFAULT_MAX);
+        let fitting = (args.space.as_u64() / size.max(1)).clamp(1, OBJECTS_DEFAULT_MAX.min(useful));
         let objects = args.objects.unwrap_or(fitting);
         for connections in args.connections.iter().copied() {
             for operation in operations.iter().copied() {
@@ -204,13 +207,13 @@ mod tests {
         args: BenchArgs,
     }
 
-    fn cells(line: &str) -> anyhow::Result<Vec<Cell>> {
+    fn plan_of(line: &str) -> anyhow::Result<Vec<Cell>> {
         plan(&Command::try_parse_from(line.split(' '))?.args)
     }
 
     #[test]
     fn cells_are_the_product_but_list_comes_once_a_connection_count() {
-        let cells = cells("bench put list --sizes 4KiB,1MiB --connections 1,8").unwrap();
+        let cells = plan_of("bench put list --sizes 4KiB,1MiB --connections 1,8").unwrap();
         let names: Vec<String> = cells.iter().map(Cell::describe).collect();
         assert_eq!(
             names,
@@ -229,16 +232,18 @@ mod tests {
     #[test]
     fn objects_stay_within_the_space() {
         let cells =
-            cells("bench put --sizes 256MiB,4KiB,0 --connections 1 --space 1GiB --requests 5").unwrap();
+            plan_of("bench put --sizes 256MiB,4KiB,0 --connections 1 --space 1GiB --requests 5").unwrap();
         let objects: Vec<u64> = cells.iter().map(|cell| cell.objects).collect();
-        assert_eq!(objects, [4, OBJECTS_DEFAULT_MAX, OBJECTS_DEFAULT_MAX]);
+        assert_eq!(objects, [4, 5, 5]);
         assert_eq!((cells[0].duration, cells[0].requests), (None, Some(5)));
+        let cells = plan_of("bench put --sizes 4KiB,0 --connections 1").unwrap();
+        assert!(cells.iter().all(|cell| cell.objects == OBJECTS_DEFAULT_MAX));
     }
 
     #[test]
     fn webdav_has_no_list() {
-        assert_eq!(cells("bench --webdav --sizes 4KiB --connections 1").unwrap().len(), 5);
-        assert!(cells("bench list --webdav").is_err());
+        assert_eq!(plan_of("bench --webdav --sizes 4KiB --connections 1").unwrap().len(), 5);
+        assert!(plan_of("bench list --webdav").is_err());
     }
 
     #[test]
@@ -257,7 +262,7 @@ mod tests {
             ("bench mixed --sizes 256MiB --connections 64", "mixed"),
             ("bench fly", "fly"),
         ] {
-            let error = cells(line).unwrap_err().to_string();
+            let error = plan_of(line).unwrap_err().to_string();
             assert!(error.contains(word), "{line}: {error}");
         }
     }

@@ -161,7 +161,8 @@ fn invalid_value(header: &str) -> S3Error {
     S3Error::invalid_request(format!("Value for {header} header is invalid."))
 }
 
-fn content_md5(value: &[u8]) -> Result<[u8; 16], S3Error> {
+/// Content-MD5's value.
+pub(crate) fn content_md5(value: &[u8]) -> Result<[u8; 16], S3Error> {
     let refuse = || S3Error::invalid_digest(&String::from_utf8_lossy(value));
     STANDARD.decode(value.trim_ascii()).ok().and_then(|md5| md5.try_into().ok()).ok_or_else(refuse)
 }

@@ -24,7 +24,10 @@ use crate::request::RequestContext;
 use crate::request_body::Source;
 use crate::response::{self, Response, X_AMZ_BUCKET_REGION};
 use crate::target::Target;
-use crate::{copy_object, get_object, put_object, upload_part};
+use crate::{
+    acl, bucket, bucket_settings, copy_object, delete_object, get_object, list_objects, list_uploads,
+    multipart, put_object, service, upload_part,
+};
 
 /// What a handler answers.
 pub(crate) type Outcome = Result<Response, S3Error>;
@@ -98,7 +101,7 @@ async fn handle(
     });
     headers::refuse_unbuilt(context.headers())?;
     headers::refuse_undecodable(context.headers(), context.caller.payload().is_chunked())?;
-    let outcome = perform(&context, body).await;
+    let outcome = perform(&context, body).await.map_err(|refusal| with_subject(refusal, &context));
     if scope == Scope::Bucket {
         return with_region(outcome, &context);
     }
@@ -120,16 +123,87 @@ fn with_region(outcome: Outcome, context: &RequestContext) -> Outcome {
 async fn perform(context: &Arc<RequestContext>, body: Source) -> Outcome {
     use Operation as Op;
     match context.operation {
+        Op::ListBuckets => service::list_buckets(context).await,
+        Op::CreateBucket => bucket::create_bucket(context, body).await,
+        Op::HeadBucket => bucket::head_bucket(context).await,
+        Op::DeleteBucket => bucket::delete_bucket(context).await,
+        Op::GetBucketLocation => bucket::get_bucket_location(context).await,
+        Op::GetBucketAcl => acl::get_bucket_acl(context).await,
+        Op::PutBucketAcl | Op::PutObjectAcl => acl::put_acl(context, body).await,
+        Op::GetBucketVersioning
+        | Op::GetBucketAbac
+        | Op::GetBucketAccelerateConfiguration
+        | Op::GetBucketAnalyticsConfiguration
+        | Op::ListBucketAnalyticsConfigurations
+        | Op::GetBucketCors
+        | Op::GetBucketEncryption
+        | Op::GetBucketIntelligentTieringConfiguration
+        | Op::ListBucketIntelligentTieringConfigurations
+        | Op::GetBucketInventoryConfiguration
+        | Op::ListBucketInventoryConfigurations
+        | Op::GetBucketLifecycleConfiguration
+        | Op::GetBucketLogging
+        | Op::GetBucketMetadataConfiguration
+        | Op::GetBucketMetadataTableConfiguration
+        | Op::GetBucketMetricsConfiguration
+        | Op::ListBucketMetricsConfigurations
+        | Op::GetBucketNotificationConfiguration
+        | Op::GetBucketOwnershipControls
+        | Op::GetBucketPolicy
+        | Op::GetBucketPolicyStatus
+        | Op::GetBucketReplication
+        | Op::GetBucketRequestPayment
+        | Op::GetBucketTagging
+        | Op::GetBucketWebsite
+        | Op::GetObjectLockConfiguration
+        | Op::GetPublicAccessBlock => bucket_settings::get_setting(context).await,
+        Op::ListObjects => list_objects::list_objects(context).await,
+        Op::ListObjectsV2 => list_objects::list_objects_v2(context).await,
+        Op::ListObjectVersions => list_objects::list_object_versions(context).await,
+        Op::ListMultipartUploads => list_uploads::list_multipart_uploads(context).await,
+        Op::ListParts => list_uploads::list_parts(context).await,
         Op::PutObject => put_object::put_object(context, body).await,
         Op::CopyObject => copy_object::copy_object(context).await,
         Op::GetObject => get_object::get_object(context).await,
         Op::HeadObject => get_object::head_object(context).await,
         Op::GetObjectAttributes => get_object::get_object_attributes(context).await,
+        Op::GetObjectAcl => acl::get_object_acl(context).await,
+        Op::GetObjectTagging => acl::get_object_tagging(context).await,
+        Op::GetObjectRetention | Op::GetObjectLegalHold => acl::get_object_lock(context).await,
+        Op::DeleteObject => delete_object::delete_object(context).await,
+        Op::DeleteObjects => delete_object::delete_objects(context, body).await,
+        Op::CreateMultipartUpload => multipart::create_multipart_upload(context).await,
         Op::UploadPart => upload_part::upload_part(context, body).await,
         Op::UploadPartCopy => upload_part::upload_part_copy(context).await,
-        other => {
+        Op::CompleteMultipartUpload => multipart::complete_multipart_upload(context, body).await,
+        Op::AbortMultipartUpload => multipart::abort_multipart_upload(context).await,
+        Op::NotBuilt(name) => {
             context.user()?;
-            Err(S3Error::not_implemented(other.name()))
+            Err(S3Error::not_implemented(name))
         }
+    }
+}
+
+/// Runs work to its end even if the client goes away meanwhile.
+pub(crate) async fn detached<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, S3Error> {
+    tokio::spawn(work.in_current_span()).await.map_err(|error| {
+        tracing::error!(%error, "a request's work ended in a panic");
+        S3Error::internal("We encountered an internal error. Please try again.")
+    })
+}
+
+/// Names what a refusal of OM is about: OM does not repeat the names it was given.
+fn with_subject(refusal: S3Error, context: &RequestContext) -> S3Error {
+    let (name, value) = match refusal.code {
+        "NoSuchBucket" => ("BucketName", context.target.bucket.clone()),
+        "NoSuchKey" => ("Key", context.target.key.as_ref().map(|key| key.as_str().to_owned())),
+        "NoSuchUpload" => ("UploadId", context.query.get("uploadId").map(crate::error::clip)),
+        _ => return refusal,
+    };
+    match value {
+        Some(value) if !refusal.details.iter().any(|(known, _)| *known == name) => refusal.with(name, value),
+        _ => refusal,
     }
 }

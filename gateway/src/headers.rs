@@ -45,7 +45,7 @@ const OTHER_CLASSES: [&str; 10] = [
 ];
 
 /// Header names, in whole or by prefix, that ask for what is not built.
-const UNBUILT_PREFIXES: [&str; 8] = [
+const UNBUILT_PREFIXES: [&str; 10] = [
     "x-amz-server-side-encryption",
     "x-amz-copy-source-server-side-encryption",
     "x-amz-object-lock-",
@@ -54,6 +54,8 @@ const UNBUILT_PREFIXES: [&str; 8] = [
     "x-amz-mfa",
     "x-amz-write-offset-bytes",
     "x-amz-rename-source",
+    "x-amz-if-match-last-modified-time",
+    "x-amz-if-match-size",
 ];
 
 /// Refuses headers that ask for something unbuilt. For every operation, before its handler.

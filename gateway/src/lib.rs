@@ -10,7 +10,7 @@
 //!          error      every refusal as S3 says it                response    answers and their bodies
 //!          xml        bodies in and out, with limits
 //!     -> handlers, one file per operation family
-//!          service, bucket, bucket_settings, acl, list_objects, list_versions, list_uploads,
+//!          service, bucket, bucket_settings, acl, listing, list_objects, list_uploads,
 //!          delete_object, multipart, put_object, get_object, copy_object, ...
 //! ```
 //!
@@ -23,17 +23,25 @@
 //! Not here: signatures and permission (auth), blocks (client), what a commit means (meta).
 
 mod access;
+mod acl;
+mod bucket;
+mod bucket_settings;
 mod checksum;
 mod conditions;
 pub mod config;
 mod copy_object;
+mod delete_object;
 mod digest;
 mod dispatch;
 mod error;
 mod gateway;
 mod get_object;
 mod headers;
+mod list_objects;
+mod list_uploads;
+mod listing;
 pub mod metrics;
+mod multipart;
 mod object_body;
 mod operation;
 mod put_object;
@@ -44,6 +52,7 @@ mod request;
 mod request_body;
 mod response;
 mod server;
+mod service;
 mod target;
 mod upload_part;
 mod xml;

@@ -83,4 +83,22 @@ impl RequestContext {
             email: identity.email.clone(),
         })
     }
+
+    /// Refuses a `versionId` other than the one version that a key of an unversioned bucket has.
+    pub(crate) fn check_version(&self) -> Result<(), S3Error> {
+        match self.query.get("versionId") {
+            Some("") => {
+                Err(S3Error::invalid_argument("Version id cannot be the empty string", "versionId", ""))
+            }
+            version => check_version_id(version, self.target.key.as_ref().map_or("", |key| key.as_str())),
+        }
+    }
+}
+
+/// As [`RequestContext::check_version`], for any key.
+pub(crate) fn check_version_id(version: Option<&str>, key: &str) -> Result<(), S3Error> {
+    match version {
+        None | Some("null") => Ok(()),
+        Some(other) => Err(S3Error::no_such_version(key, other)),
+    }
 }

@@ -240,7 +240,29 @@ pub(crate) async fn read_whole(
     source: Source,
     limit: usize,
 ) -> Result<Bytes, S3Error> {
-    let claims = checksum::Claims::of(context.headers())?;
+    read_claimed(context, source, limit, checksum::Claims::of(context.headers())?).await
+}
+
+/// As [`read_whole`], where `x-amz-checksum-*` speak of something else than the body: of the object that Complete makes.
+pub(crate) async fn read_unclaimed(
+    context: &RequestContext,
+    source: Source,
+    limit: usize,
+) -> Result<Bytes, S3Error> {
+    let md5 = context
+        .headers()
+        .get("content-md5")
+        .map(|value| checksum::content_md5(value.as_bytes()))
+        .transpose()?;
+    read_claimed(context, source, limit, checksum::Claims { md5, checksum: None }).await
+}
+
+async fn read_claimed(
+    context: &RequestContext,
+    source: Source,
+    limit: usize,
+    claims: checksum::Claims,
+) -> Result<Bytes, S3Error> {
     let mut body = RequestBody::open(context, source)?;
     let too_long = || {
         S3Error::bad_request("MaxMessageLengthExceeded", "Your request was too big.")

@@ -167,7 +167,7 @@ impl XmlWriter {
     /// `<name>text</name>`.
     pub(crate) fn text(&mut self, name: &str, text: &str) {
         self.open(name);
-        self.escape(text);
+        self.escaped(text);
         self.close(name);
     }
 
@@ -191,12 +191,13 @@ impl XmlWriter {
         Bytes::from(self.out)
     }
 
-    fn escape(&mut self, text: &str) {
+    /// Text, escaped.
+    pub(crate) fn escaped(&mut self, text: &str) {
         let mut rest = text;
-        while let Some(at) = rest.find(|character| escaped(character).is_some()) {
+        while let Some(at) = rest.find(|character| escape(character).is_some()) {
             self.out.push_str(&rest[..at]);
             let character = rest[at..].chars().next().expect("find answers the start of a character");
-            match escaped(character) {
+            match escape(character) {
                 Some("") | None => self.out.push_str(&format!("&#x{:x};", u32::from(character))),
                 Some(entity) => self.out.push_str(entity),
             }
@@ -207,7 +208,7 @@ impl XmlWriter {
 }
 
 /// None: as it is. Empty: as a character reference.
-fn escaped(character: char) -> Option<&'static str> {
+fn escape(character: char) -> Option<&'static str> {
     match character {
         '<' => Some("&lt;"),
         '>' => Some("&gt;"),

@@ -1,3 +1,143 @@
-//! Build tooling: `cargo xtask test | ci | tidy | s3-tests`.
+//! Build tooling: `cargo xtask test | ci | tidy | s3-tests | restart-million`.
+//!
+//! Everything that a fresh machine needs beyond Rust and Python 3 is made here (a Python venv under `target/`), so
+//! that the README's commands are the whole set-up. Each command that runs tests ends with a line
+//! `N passed, N failed`, alone, and its exit code says the same.
+//!
+//! Not here: the measurements of `docs/benchmarks.md` (`ferrozone bench`) and the tests themselves.
 
-fn main() {}
+mod ceph;
+mod checks;
+mod counts;
+mod million;
+mod process;
+mod server;
+mod stopwatch;
+mod tests;
+mod tidy;
+mod venv;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Builds, tests and measures Ferrozone")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Rust tests, then s3-tests/ against a server built from this tree.
+    Test(TestArguments),
+    /// Format, clippy, documentation and tidy, then `test`.
+    Ci,
+    /// Rules of CONTRIBUTING.md that no compiler checks.
+    Tidy,
+    /// A checkout of ceph/s3-tests against a fresh release server.
+    S3Tests(CephArguments),
+    /// Limits that need a release build and a quiet machine: restart, idle memory, memory under uploads.
+    RestartMillion(MillionArguments),
+}
+
+/// What `test` runs.
+#[derive(Debug, Args, Default)]
+pub(crate) struct TestArguments {
+    /// Only the Rust tests.
+    #[arg(long, conflicts_with = "python_only")]
+    rust_only: bool,
+    /// Only s3-tests/.
+    #[arg(long)]
+    python_only: bool,
+    /// Run s3-tests/ against a release build.
+    #[arg(long)]
+    release: bool,
+    /// Further words for pytest, e.g. `-- -k listing`.
+    #[arg(last = true)]
+    pytest: Vec<String>,
+}
+
+/// What `s3-tests` runs.
+#[derive(Debug, Args)]
+pub(crate) struct CephArguments {
+    /// The checkout, unpatched.
+    path: PathBuf,
+    /// Groups of s3-tests/ceph/groups.json; every core group (`C-`) when none is named.
+    groups: Vec<String>,
+    /// List what did not pass, with its group and the first line of its message.
+    #[arg(long)]
+    failed: bool,
+    /// Keep the server's log here.
+    #[arg(long, value_name = "FILE")]
+    keep_log: Option<PathBuf>,
+    /// Use this server binary instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Only tests whose name contains this.
+    #[arg(short, long, value_name = "WORD")]
+    keyword: Option<String>,
+}
+
+/// What `restart-million` measures.
+#[derive(Debug, Args)]
+pub(crate) struct MillionArguments {
+    /// How many keys to load before the kill.
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u64,
+    /// Data directory, fresh; a temporary one when absent.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Measure only the idle memory of a fresh server.
+    #[arg(long, conflicts_with = "uploads")]
+    idle: bool,
+    /// Measure only the memory while 64 clients each upload 256 MiB.
+    #[arg(long)]
+    uploads: bool,
+    /// Use this server binary instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// True if all that ran passed.
+fn run(command: Command) -> Result<bool> {
+    let workspace = Workspace::find()?;
+    match command {
+        Command::Test(arguments) => {
+            let counts = tests::run(&workspace, &arguments)?;
+            println!("{counts}");
+            Ok(counts.all_passed())
+        }
+        Command::Ci => {
+            let mut counts = checks::run(&workspace)?;
+            counts += tests::run(&workspace, &TestArguments::default())?;
+            println!("{counts}");
+            Ok(counts.all_passed())
+        }
+        Command::Tidy => {
+            let findings = tidy::check(&workspace)?;
+            tidy::report(&findings);
+            Ok(findings.is_empty())
+        }
+        Command::S3Tests(arguments) => ceph::run(&workspace, &arguments),
+        Command::RestartMillion(arguments) => million::run(&workspace, &arguments),
+    }
+}

@@ -1,0 +1,94 @@
+//! `cargo xtask test`: the Rust tests, then s3-tests/ against the server of this tree.
+//!
+//! pytest gets the dev build: `cargo test` has compiled every dependency of it already, with optimisation, and its
+//! debug assertions are worth more here than speed.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::TestArguments;
+use crate::counts::{self, Counts};
+use crate::process;
+use crate::venv::Venv;
+use crate::workspace::Workspace;
+
+/// Tests that the HTTP transport between the services must pass too: pytest's name for them.
+const HTTP_SELECTION: &str = "transports";
+
+/// Runs what is asked for and sums up.
+pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Counts> {
+    let mut total = Counts::default();
+    if !arguments.python_only {
+        total += rust(workspace)?;
+    }
+    if !arguments.rust_only {
+        total += python(workspace, arguments)?;
+    }
+    Ok(total)
+}
+
+fn rust(workspace: &Workspace) -> Result<Counts> {
+    let mut total = Counts::default();
+    let mut command = workspace.cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    let succeeded = process::tee(&mut command, |line| {
+        if let Some(counts) = Counts::of_cargo_line(line) {
+            total += counts;
+        }
+    })?;
+    if !succeeded && total.failed == 0 {
+        total += Counts::BROKEN_STEP;
+    }
+    Ok(total)
+}
+
+fn python(workspace: &Workspace, arguments: &TestArguments) -> Result<Counts> {
+    let suite = workspace.path("s3-tests");
+    let requirements = [suite.join("requirements.txt"), suite.join("requirements-clients.txt")];
+    let binary = match workspace.build_server(arguments.release) {
+        Ok(binary) => binary,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return Ok(Counts::BROKEN_STEP);
+        }
+    };
+    let venv = Venv::ready(workspace, &requirements, &[])?;
+
+    let mut total = pytest(workspace, &venv, &binary, "inprocess", &arguments.pytest)?;
+    if arguments.pytest.is_empty() {
+        let selection = ["-m".to_owned(), HTTP_SELECTION.to_owned()];
+        total += pytest(workspace, &venv, &binary, "http", &selection)?;
+    }
+    Ok(total)
+}
+
+/// One run of pytest over one transport between the services.
+fn pytest(
+    workspace: &Workspace,
+    venv: &Venv,
+    binary: &Path,
+    transport: &str,
+    words: &[String],
+) -> Result<Counts> {
+    let results = workspace.target(&format!("s3-tests/{transport}.xml"));
+    if results.exists() {
+        std::fs::remove_file(&results).context("remove the last run's results")?;
+    }
+    let mut command = venv.command();
+    command
+        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "worksteal"])
+        .arg(format!("--junitxml={}", results.display()))
+        .args(words)
+        .current_dir(workspace.path("s3-tests"))
+        .env("FERROZONE_BIN", binary)
+        .env("FERROZONE_TRANSPORT", transport);
+    let succeeded = process::succeeds(&mut command)?;
+    let mut counts =
+        if results.exists() { counts::sum(&counts::read_junit(&results)?) } else { Counts::default() };
+    if !succeeded && counts.failed == 0 {
+        counts += Counts::BROKEN_STEP;
+    }
+    eprintln!("s3-tests over {transport}: {counts}");
+    Ok(counts)
+}

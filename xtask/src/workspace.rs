@@ -20,7 +20,7 @@ impl Workspace {
     /// Asks cargo, so that `CARGO_TARGET_DIR` and `.cargo/config.toml` count.
     pub(crate) fn find() -> Result<Self> {
         let output = Command::new(process::cargo())
-            .args(["metadata", "--format-version", "1"])
+            .args(["metadata", "--format-version", "1", "--no-deps"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stderr(std::process::Stdio::inherit())
             .output()
@@ -51,7 +51,7 @@ impl Workspace {
         self.target.join(relative)
     }
 
-    /// The whole answer of `cargo metadata`.
+    /// What `cargo metadata` says of our own crates.
     pub(crate) fn metadata(&self) -> &Value {
         &self.metadata
     }

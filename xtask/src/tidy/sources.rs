@@ -18,7 +18,6 @@ const BANNED: &[(&str, &str)] = &[
     ("unbounded_channel", "every queue has a named limit"),
     ("mpsc::channel()", "every queue has a named limit: use sync_channel"),
     ("crossbeam_channel::unbounded", "every queue has a named limit"),
-    ("#[allow(", "use #[expect(..., reason = \"...\")]: it goes when its cause goes"),
 ];
 
 /// All findings about Rust files of the workspace.

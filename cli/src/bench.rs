@@ -59,8 +59,13 @@ pub(crate) enum PayloadArg {
     Unsigned,
 }
 
+/// What `--help` says at its end; the module comment says the same.
+const EXIT_CODES: &str = "Exit codes: 0 all well; 1 an operation or the cleaning failed; 2 the arguments make no sense \
+                          or the endpoint cannot be used; 130 interrupted, what was measured is shown.";
+
 /// Arguments of `ferrozone bench`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct BenchArgs {
     /// Operations to measure; `mixed` is 45% get, 30% head, 15% put, 10% delete.
     #[arg(value_enum, default_value = "all")]

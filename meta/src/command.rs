@@ -125,12 +125,6 @@ macro_rules! commands {
                 match self { $(Self::$name(_) => $kind,)+ }
             }
 
-            /// For logs and metrics.
-            #[cfg(test)]
-            pub(crate) const fn name(&self) -> &'static str {
-                match self { $(Self::$name(_) => stringify!($name),)+ }
-            }
-
             /// Bytes for the log.
             pub(crate) fn encode(&self, now_ms: UnixMs) -> Bytes {
                 let mut bytes = Vec::with_capacity(512);

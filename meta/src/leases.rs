@@ -29,6 +29,8 @@ const LOCATIONS_MAX: u64 = 65_536;
 const LOCATION_LIFE: Duration = Duration::from_secs(10);
 /// SCM answers within this or is taken for lost.
 const SCM_DEADLINE: Duration = Duration::from_secs(10);
+/// A read waits this long for token keys, then the caller is told to try again.
+const TOKEN_KEYS_WAIT: Duration = Duration::from_secs(2);
 /// Containers to avoid are forgotten after this: they have left OPEN by then.
 const AVOID_MS: u64 = 60_000;
 /// Keys are signed with only if they outlive two tokens.
@@ -138,6 +140,19 @@ impl LeaderMemory {
     /// Whether tokens can be signed.
     pub(crate) fn check_token_keys(&self) -> Result<(), Failure> {
         self.signing_key().map(|_| ())
+    }
+
+    /// Waits a moment for token keys: after a start SCM gives them within its first answer.
+    pub(crate) async fn wait_token_keys(&self) -> Result<(), Failure> {
+        let mut changed = self.subscribe();
+        if self.check_token_keys().is_ok() {
+            return Ok(());
+        }
+        self.wanted.notify_one();
+        let arrived = changed.wait_for(|_| self.check_token_keys().is_ok());
+        // Late or never: the answer says which.
+        let _ = tokio::time::timeout(TOKEN_KEYS_WAIT, arrived).await;
+        self.check_token_keys()
     }
 
     /// Leave to write the ids of a loan.

@@ -374,6 +374,7 @@ impl Om {
     }
 
     async fn layout_page(&self, start: u64, entries: Vec<BlockEntry>) -> Result<LayoutPage, CallError> {
+        self.memory.wait_token_keys().await?;
         let tokens = self.memory.read_tokens(&entries)?;
         let locations = self.memory.locate(&entries).await?;
         Ok(LayoutPage { start, entries, tokens, locations })

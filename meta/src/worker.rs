@@ -398,7 +398,7 @@ async fn expire_uploads(om: &Om) -> Result<u64, Failure> {
     loop {
         let oldest = view(om)?.rows::<UploadDoneRow>(UPLOAD_DONE, &[], None, 1);
         let oldest = oldest.map_err(|error| failure_of(of_store(&error)))?.pop();
-        if !oldest.is_some_and(|(_, row)| row.completed_ms < completed_before_ms) {
+        if oldest.is_none_or(|(_, row)| row.completed_ms >= completed_before_ms) {
             return Ok(done);
         }
         let command = ExpireUploads { count_max: UPLOADS_AT_ONCE_MAX, completed_before_ms };

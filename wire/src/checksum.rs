@@ -107,6 +107,7 @@ impl Checksum {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Etag {
     /// MD5 of the bytes, or of the parts' MD5s.
+    #[serde(with = "serde_bytes")]
     pub md5: [u8; 16],
     /// Number of parts; 0 for an object put whole.
     pub parts: u32,

@@ -102,12 +102,15 @@ fn start_name(prefix: &[u8], delimiter: &[u8], after: &[u8]) -> Vec<u8> {
     next.max(prefix.to_vec())
 }
 
+/// Takes a row into the page; a step ends the scan.
+type VisitRow<'a> = dyn FnMut(&[u8], &[u8]) -> Result<Option<Step>, StoreError> + 'a;
+
 fn scan_page(
     rows: &impl Rows,
     table: Table,
     from: &[u8],
     end: &[u8],
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<Option<Step>, StoreError>,
+    visit: &mut VisitRow<'_>,
 ) -> Result<Step, StoreError> {
     let mut outcome = Ok(Step::Done);
     rows.scan(table, from, Some(end), &mut |row_key, value| match visit(row_key, value) {

@@ -1,0 +1,278 @@
+//! The whole service over a real log and state, with an SCM in memory.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use client::service::CallError;
+use support::{FakeScm, Rig, config, entry, key, until, user};
+use tempfile::TempDir;
+use wire::block::{BlockOperation, Replication, TokenKey};
+use wire::checksum::Etag;
+use wire::om::{
+    CompleteUpload, CompletedPart, CopyKey, DeleteBucket, DeleteKeys, EndSession, GetBucket, GetLayout,
+    GetSigningKey, ListItem, ListKeys, ListParts, PutUser, Rejection, RenewSession, RetainAccessKeys, Secret,
+    SignV2, StorageClass, TakeLoan, WriteCondition,
+};
+use wire::status::Status;
+
+fn rejected<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> Rejection {
+    match outcome {
+        Err(CallError::Rejected(rejection)) => rejection,
+        other => panic!("expected a rejection, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_key_lives_through_restart_and_goes_when_deleted() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(16).await;
+    let keys = [TokenKey { id: 1, secret: [5; 32], expires_ms: u64::MAX }];
+    assert_eq!(loan.token.verify(&keys, 0), Ok(()));
+    let committed = rig.put(&bucket, "a/b", vec![entry(&loan, 0, 100)]).await;
+    rig.om.shutdown().await;
+    drop(rig);
+
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let found = rig.call(Rig::lookup(&bucket, "a/b")).await.unwrap();
+    assert_eq!(found.info.version, committed.version);
+    let page = found.layout.unwrap();
+    assert_eq!((page.start, page.entries.len(), page.locations.len()), (0, 1, 1));
+    assert_eq!(page.tokens[0].verify(&keys, 0), Ok(()));
+    assert_eq!(page.tokens[0].covers(BlockOperation::Read, page.entries[0].block, 100), Ok(()));
+
+    let list = ListKeys {
+        bucket: bucket.clone(),
+        prefix: String::new(),
+        delimiter: String::new(),
+        after: String::new(),
+        max: 1000,
+    };
+    let listed = rig.call(list).await.unwrap();
+    assert!(
+        matches!(&listed.items[..], [ListItem::Key(name, head)] if *name == key("a/b") && head.size == 100)
+    );
+
+    let context = rig.context();
+    let delete =
+        DeleteKeys { context, bucket: bucket.clone(), keys: vec![(key("a/b"), WriteCondition::None)] };
+    assert_eq!(rig.call(delete).await.unwrap(), [Ok(())]);
+    assert_eq!(rejected(rig.call(Rig::lookup(&bucket, "a/b")).await), Rejection::NoSuchKey);
+    let block = entry(&loan, 0, 100).block;
+    until("scm has logged the deletion", || scm.state.lock().deleted.contains(&block)).await;
+    let context = rig.context();
+    rig.call(DeleteBucket { context, bucket: bucket.clone() }).await.unwrap();
+    assert_eq!(rejected(rig.call(GetBucket { name: bucket.name }).await), Rejection::NoSuchBucket);
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_repeated_command_has_one_effect_and_one_answer() {
+    let dir = TempDir::new().unwrap();
+    let mut rig = Rig::open(&dir, Arc::default()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(4).await;
+    let mut commit = rig.commit_request(&bucket, "k", vec![entry(&loan, 0, 10)]);
+    commit.condition = WriteCondition::IfAbsent;
+    let first = rig.call(commit.clone()).await.unwrap();
+    assert_eq!(rig.call(commit.clone()).await.unwrap(), first);
+    // Another command may not take the same blocks.
+    commit.context = rig.context();
+    commit.condition = WriteCondition::None;
+    assert_eq!(rejected(rig.call(commit).await), Rejection::NotOnLoan(entry(&loan, 0, 10).block));
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_ended_session_commits_nothing_and_its_ids_reach_scm() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(256).await;
+    rig.put(&bucket, "kept", vec![entry(&loan, 0, 10)]).await;
+    rig.call(EndSession { session: rig.session }).await.unwrap();
+    let late = rig.commit_request(&bucket, "late", vec![entry(&loan, 1, 10)]);
+    assert_eq!(rejected(rig.call(late).await), Rejection::SessionEnded);
+    assert_eq!(
+        rejected(rig.call(RenewSession { session: rig.session, acknowledged: 0 }).await),
+        Rejection::SessionEnded
+    );
+    until("all other ids are freed", || scm.state.lock().deleted.len() == 255).await;
+    assert!(!scm.state.lock().deleted.contains(&entry(&loan, 0, 10).block));
+    until("the queue is empty", || rig.om.status().unwrap().queued_work == 0).await;
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_batch_of_deletions_is_logged_once_although_its_answer_is_lost() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(8).await;
+    scm.state.lock().lost_answers = 3;
+    for at in 0..5 {
+        rig.put(&bucket, "same", vec![entry(&loan, at, 10)]).await;
+    }
+    until("the backlog is gone", || {
+        scm.state.lock().deleted.len() == 4 && rig.om.status().unwrap().deletion_backlog_blocks == 0
+    })
+    .await;
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn without_scm_a_loan_says_what_is_awaited_and_comes_when_it_can() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    scm.is_down.store(true, Ordering::SeqCst);
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let context = rig.context();
+    let request = TakeLoan { context, replication: Replication::Three, count: 8, avoid: Vec::new() };
+    match rig.call(request.clone()).await {
+        Err(CallError::Failed(failure)) => {
+            assert_eq!(failure.status, Status::Retry);
+            assert!(failure.message.contains("no datanode is ready"), "{failure}");
+        }
+        other => panic!("{other:?}"),
+    }
+    scm.is_down.store(false, Ordering::SeqCst);
+    let loan = rig.call(request).await.unwrap();
+    assert_eq!((loan.count, loan.pipeline.replication), (8, Replication::Three));
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn containers_that_closed_or_are_avoided_lend_no_more() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let first = rig.loan(1).await;
+    let context = rig.context();
+    let request = TakeLoan { context, replication: Replication::One, count: 1, avoid: vec![first.container] };
+    let second = rig.call(request).await.unwrap();
+    assert_ne!(second.container, first.container);
+    scm.state.lock().closed.insert(second.container);
+    let lease = scm.state.lock().leases.iter().find(|lease| lease.container == second.container).unwrap().id;
+    until("the lease is returned", || scm.state.lock().returned.contains(&lease)).await;
+    for _ in 0..8 {
+        assert_ne!(rig.loan(1).await.container, second.container);
+    }
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn users_sign_and_a_change_makes_old_knowledge_stale() {
+    let dir = TempDir::new().unwrap();
+    let mut rig = Rig::open(&dir, Arc::default()).await;
+    let bucket = rig.create_bucket("first").await;
+    let put = PutUser { user: user("root"), access_key: "AK".into(), secret: Secret("s3cret".into()) };
+    rig.call(put.clone()).await.unwrap();
+    let request = GetSigningKey {
+        access_key: "AK".into(),
+        day: "20260101".into(),
+        region: "us-east-1".into(),
+        service: "s3".into(),
+    };
+    let signing = rig.call(request.clone()).await.unwrap();
+    assert_eq!(signing.access_version, 1);
+    assert_eq!(
+        rejected(rig.call(Rig::lookup(&bucket, "x")).await),
+        Rejection::StaleAccess { access_version: 1 }
+    );
+    // The same user again, as at every start, changes nothing.
+    rig.call(put).await.unwrap();
+    rig.call(RetainAccessKeys { access_keys: vec!["AK".into()] }).await.unwrap();
+    assert_eq!(rig.call(request.clone()).await.unwrap(), signing);
+    let sign = SignV2 { access_key: "AK".into(), string_to_sign: "GET\n".into() };
+    assert_eq!(rig.call(sign).await.unwrap().user, user("root"));
+    rig.call(RetainAccessKeys { access_keys: Vec::new() }).await.unwrap();
+    assert_eq!(rejected(rig.call(request).await), Rejection::NoSuchAccessKey);
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_multipart_object_is_read_through_its_layout_until_grace_is_over() {
+    const PART: u64 = 5 << 20;
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(16).await;
+    let upload = rig.create_upload(&bucket, "big").await;
+    for part in 1..=8 {
+        rig.put_part(&bucket, "big", upload, part, entry(&loan, u64::from(part), PART)).await;
+    }
+    let list = ListParts { bucket: bucket.clone(), key: key("big"), upload, after: 2, max: 3 };
+    let page = rig.call(list).await.unwrap();
+    assert_eq!(page.parts.iter().map(|part| part.part).collect::<Vec<_>>(), [3, 4, 5]);
+    assert!(page.is_truncated);
+    let named = |part: u32| CompletedPart { part, etag: Some(Etag::whole([part as u8; 16])), checksum: None };
+    let complete = CompleteUpload {
+        context: rig.context(),
+        bucket: bucket.clone(),
+        key: key("big"),
+        upload,
+        parts: [1, 2, 3, 5, 6, 8].map(named).to_vec(),
+        condition: WriteCondition::None,
+        expected: None,
+        expected_size: Some(6 * PART),
+    };
+    let completed = rig.call(complete.clone()).await.unwrap();
+    let again = CompleteUpload { context: rig.context(), ..complete };
+    assert_eq!(rig.call(again).await.unwrap(), completed);
+    let found = rig.call(Rig::lookup(&bucket, "big")).await.unwrap();
+    assert_eq!(found.layout.unwrap().entries.len(), 6);
+    assert_eq!(found.info.parts.len(), 1);
+    let layout = GetLayout { bucket: bucket.clone(), write_id: upload, from: 2 * PART + 1 };
+    let page = rig.call(layout).await.unwrap();
+    assert_eq!((page.start, page.entries[0].block), (2 * PART, entry(&loan, 3, PART).block));
+    until("the parts not named are freed", || scm.state.lock().deleted.len() == 2).await;
+
+    let copy = CopyKey {
+        context: rig.context(),
+        source_bucket: bucket.clone(),
+        source_key: key("big"),
+        source_version: completed.version,
+        bucket: bucket.clone(),
+        key: key("copy"),
+        condition: WriteCondition::None,
+        owner: user("root").id,
+        storage_class: StorageClass::Standard,
+        replication: Replication::One,
+        attributes: None,
+    };
+    rig.call(copy).await.unwrap();
+    for name in ["big", "copy"] {
+        assert_eq!(scm.state.lock().deleted.len(), 2, "shared blocks live while {name} does");
+        let context = rig.context();
+        let keys = vec![(key(name), WriteCondition::None)];
+        rig.call(DeleteKeys { context, bucket: bucket.clone(), keys }).await.unwrap();
+        until("the queue is empty", || rig.om.status().unwrap().queued_work == 0).await;
+    }
+    until("all blocks are freed", || scm.state.lock().deleted.len() == 8).await;
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_paused_worker_rests() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let mut rig = Rig::open_with(config(&dir), scm.clone()).await;
+    assert!(rig.om.set_worker_paused("deletion handover", true));
+    assert!(!rig.om.set_worker_paused("no such worker", true));
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(2).await;
+    rig.put(&bucket, "k", vec![entry(&loan, 0, 10)]).await;
+    rig.put(&bucket, "k", vec![entry(&loan, 1, 10)]).await;
+    until("a block waits", || rig.om.status().unwrap().deletion_backlog_blocks == 1).await;
+    assert!(scm.state.lock().deleted.is_empty());
+    assert!(rig.om.set_worker_paused("deletion handover", false));
+    until("it is handed over", || scm.state.lock().deleted.len() == 1).await;
+    rig.om.shutdown().await;
+}

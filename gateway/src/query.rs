@@ -1,8 +1,11 @@
-//! Query parameters, decoded exactly once. A `+` is a literal plus, as in signatures.
+//! Query parameters, decoded exactly once. A `+` is a space, as forms write it and as clients mean it: those that send one
+//! (object_store does) sign `%20`. In a path a plus is a plus.
 //!
 //! Invariant: names and values are UTF-8; a query that is not is refused before any work.
 //!
 //! Not here: which parameters route (see `operation`), signatures (auth reads the raw query).
+
+use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
@@ -65,7 +68,8 @@ impl Query {
 }
 
 fn decode(text: &str) -> Result<String, S3Error> {
-    match percent_decode_str(text).decode_utf8() {
+    let spaced = if text.contains('+') { Cow::Owned(text.replace('+', " ")) } else { Cow::Borrowed(text) };
+    match percent_decode_str(&spaced).decode_utf8() {
         Ok(decoded) => Ok(decoded.into_owned()),
         Err(_) => Err(S3Error::invalid_uri()),
     }
@@ -76,9 +80,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decodes_once_and_keeps_plus() {
-        let query = Query::parse(Some("prefix=a%2520b+c&&delete&empty=&x=1&x=2&eq=a=b")).unwrap();
-        assert_eq!(query.get("prefix"), Some("a%20b+c"));
+    fn decodes_once_and_takes_plus_for_a_space() {
+        let query = Query::parse(Some("prefix=a%2520b+c%2B&&delete&empty=&x=1&x=2&eq=a=b")).unwrap();
+        assert_eq!(query.get("prefix"), Some("a%20b c+"));
         assert_eq!(query.get("delete"), Some(""));
         assert_eq!(query.get_set("empty"), None);
         assert_eq!(query.get("x"), Some("1"));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use wire::block::Replication;
 use wire::ids::ClusterId;
-use wire::limits::SESSION_SILENCE_MS;
+use wire::limits::{BLOCK_BYTES_MAX, SESSION_SILENCE_MS};
 
 /// How an OM is opened and paced.
 #[derive(Clone)]
@@ -36,6 +36,8 @@ pub struct OmConfig {
     pub work_interval_ms: u64,
     /// How often leases are compared with SCM.
     pub lease_interval_ms: u64,
+    /// Bytes of one block at most, as write tokens say: several must fit a container.
+    pub block_bytes_max: u64,
     /// Replication types for which leases are held before anybody asks.
     pub replications: Vec<Replication>,
 }
@@ -61,6 +63,7 @@ impl OmConfig {
             work_interval_ms: 500,
             // A container that left OPEN must not be lent from for long.
             lease_interval_ms: 1000,
+            block_bytes_max: BLOCK_BYTES_MAX,
             replications: vec![Replication::One],
         }
     }

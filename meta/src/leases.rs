@@ -16,7 +16,7 @@ use wire::block::{
 };
 use wire::clock::{self, UnixMs};
 use wire::ids::{ContainerId, Generation, LeaseId, SessionId};
-use wire::limits::{BLOCK_BYTES_MAX, BLOCK_TOKEN_LIFE_MS};
+use wire::limits::BLOCK_TOKEN_LIFE_MS;
 use wire::scm::LocateContainers;
 use wire::status::{Failure, Status};
 
@@ -39,6 +39,8 @@ const KEY_LIFE_LEFT_MS: u64 = 2 * BLOCK_TOKEN_LIFE_MS;
 /// What the leader knows beside its rows.
 pub(crate) struct LeaderMemory {
     scm: Arc<dyn ScmService>,
+    /// What write tokens allow.
+    block_bytes_max: u64,
     token_keys: RwLock<Vec<TokenKey>>,
     of_leases: RwLock<HashMap<ContainerId, ContainerLocation>>,
     located: Cache<ContainerId, ContainerLocation>,
@@ -58,10 +60,11 @@ struct Demand {
 }
 
 impl LeaderMemory {
-    pub(crate) fn new(scm: Arc<dyn ScmService>, replications: &[Replication]) -> Self {
+    pub(crate) fn new(scm: Arc<dyn ScmService>, replications: &[Replication], block_bytes_max: u64) -> Self {
         let demand = Demand { replications: replications.iter().copied().collect(), ..Demand::default() };
         Self {
             scm,
+            block_bytes_max,
             token_keys: RwLock::default(),
             of_leases: RwLock::default(),
             located: Cache::builder().max_capacity(LOCATIONS_MAX).time_to_live(LOCATION_LIFE).build(),
@@ -165,7 +168,7 @@ impl LeaderMemory {
             first: lent.first,
             count: u64::from(lent.count),
             session,
-            length_max: BLOCK_BYTES_MAX,
+            length_max: self.block_bytes_max,
             expires_ms: clock::now_ms() + BLOCK_TOKEN_LIFE_MS,
         };
         Ok(BlockToken::sign(claim, &self.signing_key()?))

@@ -97,7 +97,7 @@ impl Om {
         let opened = tokio::task::spawn_blocking(move || Group::open(group_config, OmState::default()));
         let group = opened.await.map_err(|_| OmError::Died)??;
         let om = Arc::new(Self {
-            memory: LeaderMemory::new(scm, &config.replications),
+            memory: LeaderMemory::new(scm, &config.replications, config.block_bytes_max),
             sealer: Sealer::new(&config.cluster_key),
             metrics: Metrics::new(),
             heard: Mutex::default(),

@@ -9,12 +9,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use auth::Action;
 use http::request::Parts;
 use http::{HeaderValue, StatusCode, Version};
 use tracing::Instrument;
 use wire::names::BucketName;
 
-use crate::access;
+use crate::access::{self, Caller};
 use crate::error::S3Error;
 use crate::gateway::{Gateway, RequestId};
 use crate::headers;
@@ -99,6 +100,7 @@ async fn handle(
         bucket_name,
         caller,
     });
+    refuse_anonymous(&context).await.or_else(|refusal| with_region(Err(refusal), &context).map(drop))?;
     headers::refuse_unbuilt(context.headers())?;
     headers::refuse_undecodable(context.headers(), context.caller.payload().is_chunked())?;
     let outcome = perform(&context, body).await.map_err(|refusal| with_subject(refusal, &context));
@@ -106,6 +108,20 @@ async fn handle(
         return with_region(outcome, &context);
     }
     outcome
+}
+
+/// While nothing can be granted to everybody, a request nobody signed ends here, before its headers are judged: 404 if its
+/// bucket is not there, as on AWS, else 403. The authorizer would say the same later.
+async fn refuse_anonymous(context: &RequestContext) -> Result<(), S3Error> {
+    match &context.caller {
+        Caller::User(_) => Ok(()),
+        Caller::Anonymous(_) => {
+            if context.target.bucket.is_some() {
+                context.bucket(Action::ListBucket).await?;
+            }
+            context.user().map(drop)
+        }
+    }
 }
 
 /// Clients learn a bucket's region from this header, also on errors.

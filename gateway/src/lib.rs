@@ -24,6 +24,8 @@
 
 mod access;
 mod acl;
+#[cfg(test)]
+mod behaviour;
 mod bucket;
 mod bucket_settings;
 mod checksum;
@@ -54,6 +56,8 @@ mod response;
 mod server;
 mod service;
 mod target;
+#[cfg(test)]
+mod testing;
 mod upload_part;
 mod xml;
 

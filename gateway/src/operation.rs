@@ -46,6 +46,7 @@ macro_rules! operations {
 
         impl Operation {
             /// All that are built.
+            #[cfg(test)]
             pub(crate) const BUILT: &'static [Operation] = &[$(Operation::$name,)*];
 
             /// Its name in AWS's documentation.
@@ -551,6 +552,28 @@ fn resource_type(row: &Row) -> &'static str {
 
 fn allow(row: &Row) -> String {
     row.methods.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+}
+
+/// A method and URI for every cell of the table.
+#[cfg(test)]
+pub(crate) fn every_route(bucket: &str, key: &str) -> Vec<(&'static str, String)> {
+    let mut routes = Vec::new();
+    for row in TABLE.iter().chain(PLAIN) {
+        let path = match row.scope {
+            Scope::Service => "/".to_owned(),
+            Scope::Bucket => bucket.to_owned(),
+            Scope::Object => format!("{bucket}{key}"),
+        };
+        for (method, _) in row.methods {
+            let query = match (row.subresource, *method) {
+                ("", _) => String::new(),
+                ("uploadId", "PUT") => "?uploadId=u&partNumber=1".to_owned(),
+                (name, _) => format!("?{name}"),
+            };
+            routes.push((*method, format!("{path}{query}")));
+        }
+    }
+    routes
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use wire::names::BucketName;
 
 use crate::access::{self, Caller};
 use crate::error::S3Error;
-use crate::gateway::{Gateway, RequestId};
+use crate::gateway::Gateway;
 use crate::headers;
 use crate::operation::{Operation, Scope, route};
 use crate::query::Query;
@@ -43,7 +43,7 @@ pub(crate) async fn answer(gateway: Arc<Gateway>, parts: Parts, body: Source) ->
         tracing::debug_span!("request", request_id = id.as_str(), method = %method, path = path.path());
     let invitation = body.invitation();
     let mut operation = "None";
-    let outcome = handle(gateway, parts, body, id, &mut operation).instrument(span).await;
+    let outcome = handle(gateway, parts, body, &mut operation).instrument(span).await;
     let mut response = match outcome {
         Ok(response) => response,
         Err(refusal) => {
@@ -71,7 +71,6 @@ async fn handle(
     gateway: Arc<Gateway>,
     parts: Parts,
     body: Source,
-    id: RequestId,
     operation_name: &mut &'static str,
 ) -> Outcome {
     if parts.version == Version::HTTP_11 && !parts.headers.contains_key(http::header::HOST) {
@@ -91,7 +90,6 @@ async fn handle(
     let bucket_name = target.bucket.as_deref().and_then(|name| BucketName::new(name).ok());
     let context = Arc::new(RequestContext {
         gateway,
-        id,
         received_ms,
         operation,
         parts,

@@ -216,7 +216,8 @@ impl S3Error {
 /// Text of a client's own, cut so that answers stay small.
 pub(crate) fn clip(text: &str) -> String {
     const ECHO_BYTES_MAX: usize = 1024;
-    text[..text.floor_char_boundary(ECHO_BYTES_MAX)].to_owned()
+    let end = (0..=ECHO_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text[..end].to_owned()
 }
 
 impl From<AuthError> for S3Error {

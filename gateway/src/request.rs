@@ -12,7 +12,7 @@ use wire::om::{UserId, UserInfo};
 
 use crate::access::{Caller, User};
 use crate::error::S3Error;
-use crate::gateway::{Gateway, RequestId};
+use crate::gateway::Gateway;
 use crate::operation::Operation;
 use crate::query::Query;
 use crate::target::Target;
@@ -21,8 +21,6 @@ use crate::target::Target;
 pub(crate) struct RequestContext {
     /// What all requests share.
     pub(crate) gateway: Arc<Gateway>,
-    /// `x-amz-request-id`.
-    pub(crate) id: RequestId,
     /// When its head arrived.
     pub(crate) received_ms: UnixMs,
     /// What it asks for.

@@ -141,4 +141,21 @@ mod tests {
         assert_eq!(target(&long, "h").unwrap_err().code, "KeyTooLongError");
         assert_eq!(target("//k", "h").unwrap_err().code, "InvalidBucketName");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_key_comes_back_from_its_encoding(key in "(?s).{1,200}") {
+            let raw = percent_encoding::utf8_percent_encode(&key, percent_encoding::NON_ALPHANUMERIC);
+            let found = names(&format!("/bucket/{raw}"), "127.0.0.1");
+            proptest::prop_assert_eq!(found, some("bucket", &key));
+        }
+
+        #[test]
+        fn any_path_and_host_are_read_without_panic(path in "/[!-~]{0,60}", host in "[!-~]{0,40}") {
+            let request = http::Request::builder().uri(path).header("host", host).body(());
+            if let Ok(request) = request {
+                drop(Target::of(&request.into_parts().0, &["localhost".to_owned()]));
+            }
+        }
+    }
 }

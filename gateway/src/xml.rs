@@ -266,18 +266,44 @@ mod tests {
     }
 
     #[test]
-    fn any_text_is_written_well_formed_and_read_back() {
-        let all: String = (0..0x300u32).chain(0xfff0..0x10010).filter_map(char::from_u32).collect();
+    fn control_characters_become_references() {
         let mut writer = XmlWriter::new();
-        writer.text("a", &all);
+        writer.text("a", "<&>\"\0\u{1}\r\n\t\u{fffe}");
         let body = writer.finish();
-        // NUL and its like are references that strict parsers refuse; ours need not.
-        let readable = all.replace('\0', "");
-        let mut writer = XmlWriter::new();
-        writer.text("a", &readable);
-        if let Some(text) = text_of(std::str::from_utf8(&writer.finish()).unwrap()) {
-            assert_eq!(text, readable);
+        let text = std::str::from_utf8(&body).unwrap();
+        assert!(text.ends_with("<a>&lt;&amp;&gt;&quot;&#x0;&#x1;&#xd;\n\t&#xfffe;</a>"), "{text}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_written_and_read_back(text in "(?s).{0,200}") {
+            // NUL alone is no character even as a reference.
+            let text = text.replace('\0', "");
+            let mut writer = XmlWriter::new();
+            writer.text("a", &text);
+            let body = writer.finish();
+            proptest::prop_assert_eq!(read(&body, "a").map(|element| element.text), Ok(text));
         }
-        assert!(!body[40..].iter().any(|byte| *byte < 0x20 && !matches!(byte, b'\t' | b'\n')));
+
+        #[test]
+        fn any_bytes_are_read_without_panic(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
+            drop(read(&body, "a"));
+        }
+
+        #[test]
+        fn anything_like_xml_is_read_without_panic(
+            pieces in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "<a>", "</a>", "<a/>", "<b x='y'>", "</b>", "&lt;", "&#x41;", "&x;", "<![CDATA[", "]]>", "<!--", "-->",
+                    "<?xml version='1.0'?>", "<!DOCTYPE a>", "text", "<", ">", "&", "\u{feff}", "xmlns:s='u'", "<s:a>", "</s:a>",
+                ]),
+                0..40,
+            )
+        ) {
+            let body = pieces.concat();
+            if let Ok(element) = read(body.as_bytes(), "a") {
+                proptest::prop_assert_eq!(element.name, "a");
+            }
+        }
     }
 }

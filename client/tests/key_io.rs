@@ -142,7 +142,7 @@ async fn rig(nodes: Vec<FakeDatanode>) -> Rig {
         om.members.push(DatanodeAddress { id, address: None });
     }
     let om = Arc::new(om);
-    let session = Session::open(om.clone()).await.unwrap();
+    let session = Session::open(om.clone()).await.expect("the fake OM opens sessions");
     let writer = KeyWriter::new(session.clone(), datanodes.clone());
     Rig { om, nodes, datanodes, session, writer }
 }
@@ -194,7 +194,7 @@ impl Rig {
                 .collect(),
         };
         let bucket = BucketRef {
-            name: wire::names::BucketName::new("bucket").unwrap(),
+            name: wire::names::BucketName::new("bucket").expect("a legal name"),
             id: BucketId(1),
             config_version: 1,
             access_version: 1,

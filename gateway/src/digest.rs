@@ -81,11 +81,10 @@ impl Digests {
         }
     }
 
-    pub(crate) fn update_all(mut self, pieces: &[Bytes]) -> Self {
+    pub(crate) fn update_all(&mut self, pieces: &[Bytes]) {
         for piece in pieces {
             self.update(piece);
         }
-        self
     }
 
     /// The values; a checksum of SHA-256 is stored only if `plan` names it.

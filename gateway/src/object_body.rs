@@ -140,7 +140,7 @@ async fn stream(
 ) -> Result<(WrittenBlocks, DigestValues), S3Error> {
     let _memory = context.gateway.reserve_body_memory(STREAMED_BODY_MEMORY).await?;
     let mut sink = context.gateway.writer.begin(replication, length);
-    let mut digesting = Digesting::Idle(Digests::new(plan));
+    let mut digesting = Digesting::Idle(Box::new(Digests::new(plan)));
     let mut received = 0;
     let mut is_done = false;
     while !is_done {
@@ -180,7 +180,7 @@ pub(crate) async fn store_copy(
     let _memory = context.gateway.reserve_body_memory(STREAMED_BODY_MEMORY).await?;
     let plan = DigestPlan { sha256: false, algorithm };
     let mut sink = context.gateway.writer.begin(replication, Some(length));
-    let mut digesting = Digesting::Idle(Digests::new(plan));
+    let mut digesting = Digesting::Idle(Box::new(Digests::new(plan)));
     while let Some(data) = bytes.next().await {
         let data = data?;
         digesting = digesting.add(vec![data.clone()]).await?;
@@ -192,17 +192,20 @@ pub(crate) async fn store_copy(
 
 /// Digests that are at hand, or at work on a blocking thread.
 enum Digesting {
-    Idle(Digests),
-    Busy(JoinHandle<Digests>),
+    Idle(Box<Digests>),
+    Busy(JoinHandle<Box<Digests>>),
 }
 
 impl Digesting {
     async fn add(self, batch: Vec<Bytes>) -> Result<Self, S3Error> {
-        let digests = self.wait().await?;
-        Ok(Self::Busy(spawn_blocking(move || digests.update_all(&batch))))
+        let mut digests = self.wait().await?;
+        Ok(Self::Busy(spawn_blocking(move || {
+            digests.update_all(&batch);
+            digests
+        })))
     }
 
-    async fn wait(self) -> Result<Digests, S3Error> {
+    async fn wait(self) -> Result<Box<Digests>, S3Error> {
         match self {
             Self::Idle(digests) => Ok(digests),
             // Fails only when the runtime is shutting down.

@@ -1,0 +1,527 @@
+//! The three services over HTTP on loopback: round trips, and every way in which a call must not get through.
+
+#![allow(clippy::unwrap_used, reason = "a failed expectation ends the test")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use client::http::{
+    DatanodeStub, OmStub, ScmStub, Transport, Verifier, datanode_router, om_router, scm_router, serve,
+};
+use client::service::{CallError, ChunkStream, DatanodeService, OmService, ScmService, call_om, call_scm};
+use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use wire::block::{BlockClaim, BlockOperation, BlockToken, Replication, TokenKey};
+use wire::chunk::{BlockDigest, ChunkRun};
+use wire::clock::{Clock, SystemClock};
+use wire::cluster_key::ClusterKey;
+use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::ids::{BlockId, ClusterId, ContainerId, Generation, LocalId, SessionId};
+use wire::limits::{CHUNK_BYTES, CHUNK_RUN_BYTES_MAX, CLOCK_SKEW_MS, RPC_BYTES_MAX};
+use wire::om::{EndSession, GetSigningKey, OmReply, OmRequest, OpenSession, Rejection};
+use wire::scm::{LocateContainers, LogDeletions, ScmReply, ScmRequest};
+use wire::status::{Failure, Status};
+
+fn key(secret: u8) -> ClusterKey {
+    ClusterKey::new(ClusterId::default(), [secret; 32])
+}
+
+struct FakeOm;
+
+#[async_trait]
+impl OmService for FakeOm {
+    async fn handle(&self, request: OmRequest) -> Result<OmReply, CallError> {
+        match request {
+            OmRequest::OpenSession(_) => Ok(OmReply::OpenSession(SessionId(7))),
+            OmRequest::EndSession(_) => Err(Rejection::NoSuchBucket.into()),
+            _ => Err(Failure::new(Status::DiskFull, "full").into()),
+        }
+    }
+}
+
+struct FakeScm;
+
+#[async_trait]
+impl ScmService for FakeScm {
+    async fn handle(&self, request: ScmRequest) -> Result<ScmReply, Failure> {
+        match request {
+            ScmRequest::LogDeletions(_) => Ok(ScmReply::LogDeletions(())),
+            other => Err(Failure::new(Status::NotLeader, other.name())),
+        }
+    }
+}
+
+/// Keeps one block; refuses or breaks where the test says so.
+#[derive(Default)]
+struct FakeDatanode {
+    block: Mutex<Vec<ChunkRun>>,
+    small_writes: AtomicU64,
+    /// Refuses writes without reading them.
+    refuses: bool,
+    /// Fails reads after the first run.
+    breaks: bool,
+    /// Told how a write's body failed.
+    broken: Mutex<Option<oneshot::Sender<Failure>>>,
+}
+
+#[async_trait]
+impl DatanodeService for FakeDatanode {
+    async fn write_block(&self, request: WriteBlock, mut body: ChunkStream) -> Result<BlockReceipt, Failure> {
+        if self.refuses {
+            return Err(Failure::new(Status::Refused, "container 1 is closing"));
+        }
+        let mut runs = Vec::new();
+        while let Some(run) = body.next().await {
+            match run {
+                Ok(run) => runs.push(run),
+                Err(failure) => {
+                    if let Some(told) = self.broken.lock().take() {
+                        told.send(failure.clone()).unwrap();
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+        Ok(self.keep(request, runs))
+    }
+
+    async fn write_small_block(&self, request: WriteBlock, body: ChunkRun) -> Result<BlockReceipt, Failure> {
+        if self.refuses {
+            return Err(Failure::new(Status::Refused, "container 1 is closing"));
+        }
+        self.small_writes.fetch_add(1, Ordering::SeqCst);
+        Ok(self.keep(request, vec![body]))
+    }
+
+    async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure> {
+        if request.block.local != LocalId(1) {
+            return Err(Failure::new(Status::NotFound, "no such block"));
+        }
+        let mut runs: Vec<_> = self.block.lock().iter().cloned().map(Ok).collect();
+        if self.breaks {
+            runs.truncate(1);
+            runs.push(Err(Failure::new(Status::Corrupt, "chunk 16 is damaged")));
+        }
+        Ok(Box::pin(stream::iter(runs)))
+    }
+}
+
+impl FakeDatanode {
+    fn keep(&self, request: WriteBlock, runs: Vec<ChunkRun>) -> BlockReceipt {
+        let length = runs.iter().map(|run| run.data.len() as u64).sum();
+        let crcs: Vec<u32> = runs.iter().flat_map(|run| run.crcs.clone()).collect();
+        *self.block.lock() = runs;
+        BlockReceipt { length, digest: BlockDigest::new(request.block, length, &crcs) }
+    }
+}
+
+/// A running listener.
+struct Server {
+    peer: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    async fn start(datanode: Arc<FakeDatanode>) -> Self {
+        let verifier = Verifier::new(key(1));
+        let router = om_router(Arc::new(FakeOm), verifier.clone())
+            .merge(scm_router(Arc::new(FakeScm), verifier.clone()))
+            .merge(datanode_router(datanode, verifier));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        Self { peer, stop, task: tokio::spawn(serve(listener, router, shutdown)) }
+    }
+
+    async fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap().unwrap();
+    }
+
+    fn om(&self) -> OmStub {
+        OmStub::new(Transport::new(key(1)), self.peer)
+    }
+
+    fn datanode(&self) -> DatanodeStub {
+        DatanodeStub::new(Transport::new(key(1)), self.peer)
+    }
+}
+
+fn token(operation: BlockOperation) -> BlockToken {
+    let claim = BlockClaim {
+        operation,
+        container: ContainerId(1),
+        generation: Generation(1),
+        replication: Replication::One,
+        first: LocalId(1),
+        count: 1,
+        session: SessionId(1),
+        length_max: 1 << 30,
+        expires_ms: u64::MAX,
+    };
+    BlockToken::sign(claim, &TokenKey { id: 1, secret: [5; 32], expires_ms: u64::MAX })
+}
+
+fn write_request(length: u64) -> WriteBlock {
+    let block = BlockId { container: ContainerId(1), local: LocalId(1) };
+    WriteBlock { block, token: token(BlockOperation::Write), length, is_exact: true }
+}
+
+fn read_request(local: u64, length: u64) -> ReadBlock {
+    let block = BlockId { container: ContainerId(1), local: LocalId(local) };
+    let digest = BlockDigest::default();
+    ReadBlock { block, token: token(BlockOperation::Read), offset: 0, length, block_length: length, digest }
+}
+
+/// Runs of some megabytes, the last one short.
+fn runs() -> Vec<ChunkRun> {
+    let mut runs: Vec<_> = (0..5u8).map(|fill| run(fill, CHUNK_RUN_BYTES_MAX)).collect();
+    runs.push(run(9, CHUNK_BYTES + 17));
+    runs
+}
+
+fn run(fill: u8, bytes: usize) -> ChunkRun {
+    ChunkRun::new(Bytes::from(vec![fill; bytes]))
+}
+
+fn body(items: Vec<Result<ChunkRun, Failure>>) -> ChunkStream {
+    Box::pin(stream::iter(items))
+}
+
+fn total(runs: &[ChunkRun]) -> u64 {
+    runs.iter().map(|run| run.data.len() as u64).sum()
+}
+
+#[tokio::test]
+async fn om_answers_rejects_and_fails_as_in_process() {
+    let server = Server::start(Arc::default()).await;
+    let om = server.om();
+    assert_eq!(call_om(&om, OpenSession { nonce: [0; 16] }).await, Ok(SessionId(7)));
+    let rejected = call_om(&om, EndSession { session: SessionId(7) }).await;
+    assert_eq!(rejected, Err(CallError::Rejected(Rejection::NoSuchBucket)));
+    let request = signing_key_request("AKIA");
+    assert_eq!(call_om(&om, request).await, Err(Failure::new(Status::DiskFull, "full").into()));
+    server.stop().await;
+}
+
+fn signing_key_request(access_key: &str) -> GetSigningKey {
+    GetSigningKey {
+        access_key: access_key.to_owned(),
+        day: "20260101".to_owned(),
+        region: "us-east-1".to_owned(),
+        service: "s3".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn scm_answers_and_fails_as_in_process() {
+    let server = Server::start(Arc::default()).await;
+    let scm = ScmStub::new(Transport::new(key(1)), server.peer);
+    assert_eq!(call_scm(&scm, LogDeletions { batch: 1, blocks: Vec::new() }).await, Ok(()));
+    let failed = call_scm(&scm, LocateContainers { containers: Vec::new() }).await;
+    assert_eq!(failed, Err(Failure::new(Status::NotLeader, "LocateContainers")));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn block_streams_both_ways() {
+    let fake = Arc::new(FakeDatanode::default());
+    let server = Server::start(fake.clone()).await;
+    let datanode = server.datanode();
+    let sent = runs();
+    let length = total(&sent);
+    let source = body(sent.iter().cloned().map(Ok).collect());
+    let receipt = datanode.write_block(write_request(length), source).await.unwrap();
+    assert_eq!(receipt.length, length);
+    assert_eq!(*fake.block.lock(), sent);
+    let read: Vec<_> = datanode.read_block(read_request(1, length)).await.unwrap().collect().await;
+    assert_eq!(read, sent.into_iter().map(Ok).collect::<Vec<_>>());
+    let missing = datanode.read_block(read_request(2, length)).await.err().unwrap();
+    assert_eq!(missing, Failure::new(Status::NotFound, "no such block"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn small_block_takes_the_short_path() {
+    let fake = Arc::new(FakeDatanode::default());
+    let server = Server::start(fake.clone()).await;
+    let datanode = server.datanode();
+    let small = run(3, CHUNK_BYTES + 1);
+    let length = small.data.len() as u64;
+    let receipt = datanode.write_small_block(write_request(length), small.clone()).await.unwrap();
+    assert_eq!(receipt.digest, BlockDigest::new(write_request(1).block, length, &small.crcs));
+    assert_eq!(
+        (fake.small_writes.load(Ordering::SeqCst), fake.block.lock().clone()),
+        (1, vec![small.clone()])
+    );
+    // The same block as a stream of two runs takes it as well.
+    let halves = [small.data.slice(..CHUNK_BYTES), small.data.slice(CHUNK_BYTES..)];
+    let source = body(halves.into_iter().map(|half| Ok(ChunkRun::new(half))).collect());
+    datanode.write_block(write_request(length), source).await.unwrap();
+    assert_eq!((fake.small_writes.load(Ordering::SeqCst), fake.block.lock().clone()), (2, vec![small]));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn damaged_chunk_is_found_on_arrival() {
+    let fake = Arc::new(FakeDatanode::default());
+    let server = Server::start(fake.clone()).await;
+    let datanode = server.datanode();
+    let mut sent = runs();
+    sent[2].crcs[3] ^= 1;
+    let length = total(&sent);
+    let source = body(sent.iter().cloned().map(Ok).collect());
+    assert_eq!(datanode.write_block(write_request(length), source).await.unwrap_err().status, Status::Retry);
+    assert!(fake.block.lock().is_empty());
+    // A datanode that sends what does not fit its CRC is damaged.
+    *fake.block.lock() = sent;
+    let mut read = datanode.read_block(read_request(1, length)).await.unwrap();
+    assert!(read.next().await.unwrap().is_ok());
+    assert!(read.next().await.unwrap().is_ok());
+    assert_eq!(read.next().await.unwrap().unwrap_err().status, Status::Corrupt);
+    assert!(read.next().await.is_none());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn failing_source_never_passes_for_a_complete_block() {
+    let (told, failure) = oneshot::channel();
+    let fake = Arc::new(FakeDatanode { broken: Mutex::new(Some(told)), ..FakeDatanode::default() });
+    let server = Server::start(fake.clone()).await;
+    let mut items: Vec<_> = runs().into_iter().map(Ok).collect();
+    items.push(Err(Failure::new(Status::Invalid, "the client went away")));
+    // Not exact: the datanode cannot tell by the length.
+    let request = WriteBlock { is_exact: false, ..write_request(64 << 20) };
+    let failed = server.datanode().write_block(request, body(items)).await.unwrap_err();
+    assert_eq!(failed, Failure::new(Status::Invalid, "the client went away"));
+    assert_eq!(failure.await.unwrap().status, Status::Retry);
+    assert!(fake.block.lock().is_empty());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn abandoned_write_never_passes_for_a_complete_block() {
+    let (told, failure) = oneshot::channel();
+    let fake = Arc::new(FakeDatanode { broken: Mutex::new(Some(told)), ..FakeDatanode::default() });
+    let server = Server::start(fake.clone()).await;
+    let (reached, at_pause) = oneshot::channel();
+    let pause = stream::once(async move {
+        reached.send(()).unwrap();
+        std::future::pending().await
+    });
+    let source = stream::iter(runs().into_iter().map(Ok)).chain(pause);
+    let datanode = server.datanode();
+    let request = WriteBlock { is_exact: false, ..write_request(64 << 20) };
+    let writing = tokio::spawn(async move { datanode.write_block(request, Box::pin(source)).await });
+    at_pause.await.unwrap();
+    writing.abort();
+    assert_eq!(failure.await.unwrap().status, Status::Retry);
+    assert!(fake.block.lock().is_empty());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn early_refusal_ends_an_endless_write() {
+    let server = Server::start(Arc::new(FakeDatanode { refuses: true, ..FakeDatanode::default() })).await;
+    let datanode = server.datanode();
+    for _ in 0..20 {
+        let endless = stream::repeat_with(|| Ok(run(1, CHUNK_RUN_BYTES_MAX)));
+        let refused = datanode.write_block(write_request(256 << 20), Box::pin(endless)).await.unwrap_err();
+        assert_eq!(refused, Failure::new(Status::Refused, "container 1 is closing"));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn error_in_mid_stream_reaches_the_reader() {
+    let fake = Arc::new(FakeDatanode { breaks: true, ..FakeDatanode::default() });
+    *fake.block.lock() = runs();
+    let server = Server::start(fake).await;
+    let read: Vec<_> = server.datanode().read_block(read_request(1, 1)).await.unwrap().collect().await;
+    assert_eq!(read.len(), 2);
+    assert!(read[0].is_ok());
+    assert_eq!(read[1], Err(Failure::new(Status::Corrupt, "chunk 16 is damaged")));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn answer_cut_short_is_not_the_end_of_a_block() {
+    // A peer that sends one run and then closes in good order, without an end frame.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_request_bytes(&mut stream).await;
+        let run = run(1, 100);
+        let mut frame = vec![2, 0, 0, 0, 108, 0, 0, 0, 100, 0, 0, 0];
+        frame.extend_from_slice(&run.crcs[0].to_le_bytes());
+        frame.extend_from_slice(&run.data);
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", frame.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&frame).await.unwrap();
+    });
+    let datanode = DatanodeStub::new(Transport::new(key(1)), peer);
+    let read: Vec<_> = datanode.read_block(read_request(1, 100)).await.unwrap().collect().await;
+    assert_eq!(read.len(), 2);
+    assert!(read[0].is_ok());
+    assert_eq!(read[1].as_ref().unwrap_err().status, Status::Retry);
+    task.await.unwrap();
+}
+
+/// The machine's clock, moved.
+struct OffClock(i64);
+
+impl Clock for OffClock {
+    fn now_ms(&self) -> u64 {
+        SystemClock.now_ms().saturating_add_signed(self.0)
+    }
+
+    fn steady_ns(&self) -> u64 {
+        SystemClock.steady_ns()
+    }
+}
+
+#[tokio::test]
+async fn wrong_key_and_wrong_time_are_denied() {
+    let server = Server::start(Arc::default()).await;
+    let skew_ms = CLOCK_SKEW_MS as i64 + 10_000;
+    let transports = [
+        Transport::new(key(2)),
+        Transport::new(ClusterKey::new(ClusterId(uuid::Uuid::from_u128(9)), [1; 32])),
+        Transport::with_clock(key(1), Arc::new(OffClock(skew_ms))),
+        Transport::with_clock(key(1), Arc::new(OffClock(-skew_ms))),
+    ];
+    for transport in transports {
+        let om = OmStub::new(transport.clone(), server.peer);
+        let Err(CallError::Failed(denied)) = call_om(&om, OpenSession { nonce: [0; 16] }).await else {
+            panic!("denied")
+        };
+        assert_eq!(denied.status, Status::Denied);
+        let datanode = DatanodeStub::new(transport, server.peer);
+        let source = body(runs().into_iter().map(Ok).collect());
+        let denied = datanode.write_block(write_request(total(&runs())), source).await.unwrap_err();
+        assert_eq!(denied.status, Status::Denied);
+        let denied = datanode.read_block(read_request(1, 1)).await.err().unwrap();
+        assert_eq!(denied.status, Status::Denied);
+    }
+    server.stop().await;
+}
+
+/// Reads one HTTP request with a Content-Length off a connection.
+async fn read_request_bytes(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut piece = [0; 4096];
+        let read = stream.read(&mut piece).await.unwrap();
+        bytes.extend_from_slice(&piece[..read]);
+        let text = String::from_utf8_lossy(&bytes).to_lowercase();
+        if let Some(head) = text.find("\r\n\r\n") {
+            let length = text.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length: usize = length.map_or(0, |length| length.parse().unwrap());
+            if bytes.len() >= head + 4 + length {
+                return bytes;
+            }
+        }
+    }
+}
+
+/// Sends bytes to the server and answers the status it gives.
+async fn raw_status(peer: SocketAddr, request: &[u8]) -> u16 {
+    let mut stream = TcpStream::connect(peer).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    std::str::from_utf8(&answer[9..]).unwrap().parse().unwrap()
+}
+
+/// The bytes of a genuine call that has not reached its server.
+async fn captured_call() -> Vec<u8> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let om = OmStub::new(Transport::new(key(1)), listener.local_addr().unwrap());
+    let calling = tokio::spawn(async move { call_om(&om, OpenSession { nonce: [0; 16] }).await });
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let bytes = read_request_bytes(&mut stream).await;
+    drop(stream);
+    // Sent and not answered: the caller cannot know.
+    let Err(CallError::Failed(failure)) = calling.await.unwrap() else { panic!("no answer") };
+    assert_eq!(failure.status, Status::Unknown);
+    bytes
+}
+
+#[tokio::test]
+async fn bare_replayed_and_altered_calls_are_unauthorized() {
+    let server = Server::start(Arc::default()).await;
+    let bare = b"POST /om/v1 HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(raw_status(server.peer, bare).await, 401);
+    let call = captured_call().await;
+    assert_eq!(raw_status(server.peer, &call).await, 200);
+    assert_eq!(raw_status(server.peer, &call).await, 401, "a replay");
+
+    let mut altered = captured_call().await;
+    *altered.last_mut().unwrap() ^= 1;
+    assert_eq!(raw_status(server.peer, &altered).await, 401, "another body");
+    let moved = captured_call().await;
+    let moved = String::from_utf8_lossy(&moved[..moved.len()]).replacen("/om/v1", "/scm/v1", 1);
+    assert_eq!(raw_status(server.peer, moved.as_bytes()).await, 401, "another path");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn oversized_messages_are_refused_on_both_sides() {
+    let server = Server::start(Arc::default()).await;
+    let om = server.om();
+    let huge = signing_key_request(&"x".repeat(RPC_BYTES_MAX));
+    let Err(CallError::Failed(refused)) = call_om(&om, huge).await else { panic!("refused") };
+    assert_eq!(refused.status, Status::Invalid);
+    let fits = signing_key_request(&"x".repeat(RPC_BYTES_MAX - 100));
+    assert_eq!(call_om(&om, fits).await, Err(Failure::new(Status::DiskFull, "full").into()));
+
+    // A caller with the key that lies about the length: refused before anything is read.
+    let call = String::from_utf8_lossy(&captured_call().await).to_lowercase();
+    let head = call.split("\r\n\r\n").next().unwrap();
+    let lines = head.lines().filter(|line| !line.starts_with("content-length"));
+    let lines = lines.map(|line| match line.strip_prefix("post /om/v1 ") {
+        Some(_) => "POST /om/v1 HTTP/1.1".to_owned(),
+        None => line.to_owned(),
+    });
+    let mut request = lines.collect::<Vec<_>>().join("\r\n");
+    request.push_str(&format!("\r\ncontent-length: {}\r\n\r\n", RPC_BYTES_MAX + 1));
+    assert_eq!(raw_status(server.peer, request.as_bytes()).await, 413);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn absent_peer_is_worth_a_retry() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = listener.local_addr().unwrap();
+    drop(listener);
+    let om = OmStub::new(Transport::new(key(1)), peer);
+    let Err(CallError::Failed(failure)) = call_om(&om, OpenSession { nonce: [0; 16] }).await else {
+        panic!("no peer")
+    };
+    assert_eq!(failure.status, Status::Retry);
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    let server = Server::start(Arc::default()).await;
+    let om = server.om();
+    for _ in 0..50 {
+        call_om(&om, OpenSession { nonce: [0; 16] }).await.unwrap();
+    }
+    let calls = (0..100).map(|_| call_om(&om, OpenSession { nonce: [0; 16] }));
+    let answers = futures_util::future::join_all(calls).await;
+    assert!(answers.iter().all(Result::is_ok));
+    server.stop().await;
+}

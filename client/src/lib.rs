@@ -8,6 +8,7 @@
 //! Not here: what the services do (meta, scm, datanode), S3 (gateway).
 
 mod error;
+pub mod http;
 pub mod key_reader;
 pub mod key_writer;
 mod loans;

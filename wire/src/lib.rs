@@ -5,6 +5,7 @@ mod call;
 pub mod checksum;
 pub mod chunk;
 pub mod clock;
+pub mod cluster_key;
 pub mod datanode;
 pub mod failpoint;
 pub mod ids;

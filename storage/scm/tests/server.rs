@@ -1,5 +1,7 @@
 //! SCM behind its service trait: real log and state in a fresh directory, datanodes played by the test.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation ends the test")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

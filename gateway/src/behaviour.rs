@@ -364,7 +364,14 @@ async fn errors_carry_the_request_id_of_their_header() {
 
 /// A gateway on a socket.
 async fn served() -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
-    let (gateway, _) = with_bucket().await;
+    served_with(GatewayConfig::default()).await
+}
+
+async fn served_with(
+    config: GatewayConfig,
+) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+    let (gateway, _) = gateway_with(config).await;
+    assert_eq!(verdict(&gateway, "PUT", "/bucket").await, "200");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
@@ -424,4 +431,49 @@ async fn shutdown_closes_idle_connections_and_refuses_new_ones() {
     served.await.unwrap();
     assert_eq!(read_until(&mut idle, "never").await, "");
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+/// Timers short enough for a test.
+fn impatient() -> GatewayConfig {
+    GatewayConfig {
+        header_timeout: Duration::from_millis(100),
+        idle_timeout: Duration::from_millis(100),
+        body_rate_window: Duration::from_millis(200),
+        ..GatewayConfig::default()
+    }
+}
+
+#[tokio::test]
+async fn slow_heads_idle_connections_and_slow_bodies_are_ended() {
+    let (address, shutdown, served) = served_with(impatient()).await;
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    assert_eq!(read_until(&mut silent, "never").await, "");
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+    assert_eq!(read_until(&mut slow, "never").await, "");
+    let mut stuck = TcpStream::connect(address).await.unwrap();
+    let request = Call::new("PUT", "/new-bucket").body(&[b'x'; 1000]).wire();
+    stuck.write_all(&request[..request.len() - 900]).await.unwrap();
+    let answer = read_until(&mut stuck, "</Error>").await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("RequestTimeout"), "{answer}");
+    shutdown.cancel();
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn one_address_gets_its_share_of_connections() {
+    let config = GatewayConfig { connections_per_ip_max: 2, ..GatewayConfig::default() };
+    let (address, shutdown, served) = served_with(config).await;
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(&Call::new("GET", "/bucket?location").wire()).await.unwrap();
+        read_until(&mut stream, "LocationConstraint>").await;
+        kept.push(stream);
+    }
+    let mut third = TcpStream::connect(address).await.unwrap();
+    let answer = read_until(&mut third, "</Error>").await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("SlowDown"), "{answer}");
+    shutdown.cancel();
+    served.await.unwrap();
 }

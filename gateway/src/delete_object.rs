@@ -106,20 +106,20 @@ pub(crate) async fn delete_objects(context: &Arc<RequestContext>, body: Source) 
             Ok(()) if quiet => {}
             Ok(()) => {
                 xml.open("Deleted");
-                xml.text("Key", &wanted.key);
+                xml.echo("Key", &wanted.key);
                 if let Some(version) = &wanted.version {
-                    xml.text("VersionId", version);
+                    xml.echo("VersionId", version);
                 }
                 xml.close("Deleted");
             }
             Err(refusal) => {
                 xml.open("Error");
-                xml.text("Key", &wanted.key);
+                xml.echo("Key", &wanted.key);
                 if let Some(version) = &wanted.version {
-                    xml.text("VersionId", version);
+                    xml.echo("VersionId", version);
                 }
                 xml.text("Code", refusal.code);
-                xml.text("Message", &refusal.message);
+                xml.echo("Message", &refusal.message);
                 xml.close("Error");
             }
         }

@@ -361,3 +361,57 @@ impl From<CallError> for S3Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::checksum::Etag;
+    use wire::om::UserId;
+
+    #[test]
+    fn rejections_have_their_codes() {
+        let owner = UserId("u".to_owned());
+        for (rejection, status, code) in [
+            (Rejection::NoSuchBucket, 404, "NoSuchBucket"),
+            (Rejection::BucketExists { owner }, 409, "BucketAlreadyExists"),
+            (Rejection::BucketNotEmpty, 409, "BucketNotEmpty"),
+            (Rejection::TooManyBuckets, 400, "TooManyBuckets"),
+            (Rejection::NoSuchKey, 404, "NoSuchKey"),
+            (Rejection::PreconditionFailed { current: Some(Etag::default()) }, 412, "PreconditionFailed"),
+            (Rejection::NoSuchUpload, 404, "NoSuchUpload"),
+            (Rejection::InvalidPart { part: 1, actual: None }, 400, "InvalidPart"),
+            (Rejection::InvalidPartOrder, 400, "InvalidPartOrder"),
+            (Rejection::PartTooSmall { part: 1, size: 1, minimum: 5 }, 400, "EntityTooSmall"),
+            (Rejection::SizeMismatch { declared: 1, actual: 2 }, 400, "InvalidRequest"),
+            (Rejection::SessionEnded, 503, "SlowDown"),
+            (Rejection::DamagedRow, 500, "InternalError"),
+        ] {
+            let error = S3Error::from(rejection);
+            assert_eq!((error.status.as_u16(), error.code), (status, code));
+        }
+    }
+
+    #[test]
+    fn failures_say_what_to_do_and_hide_internals() {
+        let secret = "open /var/lib/x: permission denied";
+        for (status, http, code, words) in [
+            (Status::Retry, 503, "SlowDown", "overloaded"),
+            (Status::NotLeader, 503, "ServiceUnavailable", "leader"),
+            (Status::Unknown, 503, "ServiceUnavailable", "not known"),
+            (Status::DiskFull, 503, "ServiceUnavailable", "disks are full"),
+            (Status::Corrupt, 500, "InternalError", "damaged"),
+            (Status::Internal, 500, "InternalError", "internal error"),
+        ] {
+            let error = S3Error::from(Failure::new(status, secret));
+            assert_eq!((error.status.as_u16(), error.code), (http, code), "{status:?}");
+            assert!(error.message.contains(words) && !error.message.contains("/var"), "{}", error.message);
+            assert_eq!(error.headers.iter().any(|(name, _)| *name == "retry-after"), http == 503);
+        }
+    }
+
+    #[test]
+    fn echoes_are_short_and_cut_between_characters() {
+        assert_eq!(clip(&"\u{e9}".repeat(2000)).len(), 1024);
+        assert_eq!(clip(&format!("a{}", "\u{e9}".repeat(2000))).len(), 1023);
+    }
+}

@@ -146,7 +146,7 @@ pub(crate) async fn list_parts(context: &RequestContext) -> Outcome {
 
     let mut xml = XmlWriter::of("ListPartsResult");
     xml.text("Bucket", context.target.bucket.as_deref().unwrap_or(""));
-    xml.text("Key", &encoding.show(key.as_str()));
+    xml.echo("Key", &encoding.show(key.as_str()));
     if encoding == Encoding::Url {
         xml.text("EncodingType", "url");
     }

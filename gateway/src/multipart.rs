@@ -59,7 +59,7 @@ pub(crate) async fn create_multipart_upload(context: &Arc<RequestContext>) -> Ou
     .await??;
     let mut xml = XmlWriter::of("InitiateMultipartUploadResult");
     xml.text("Bucket", context.target.bucket.as_deref().unwrap_or(""));
-    xml.text("Key", shown.as_str());
+    xml.echo("Key", shown.as_str());
     xml.text("UploadId", &upload.to_string());
     xml.close("InitiateMultipartUploadResult");
     let mut response = response::xml(xml);
@@ -149,7 +149,7 @@ pub(crate) async fn complete_multipart_upload(context: &Arc<RequestContext>, bod
     let mut xml = XmlWriter::of("CompleteMultipartUploadResult");
     xml.text("Location", &location(context));
     xml.text("Bucket", context.target.bucket.as_deref().unwrap_or(""));
-    xml.text("Key", shown.as_str());
+    xml.echo("Key", shown.as_str());
     xml.text("ETag", &format!("\"{}\"", completed.etag));
     if let Some(checksum) = &completed.checksum {
         write_checksum(&mut xml, checksum, completed.etag);

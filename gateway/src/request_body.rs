@@ -43,6 +43,8 @@ pub(crate) struct Source {
     bytes: Origin,
     /// Set if the client waits for `100 Continue`: whether it was sent.
     invited: Option<Arc<AtomicBool>>,
+    /// Nothing is left to read.
+    is_at_end: bool,
 }
 
 #[derive(Debug)]
@@ -57,13 +59,13 @@ impl Source {
         let waits =
             headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let invited = (waits && !body.is_end_stream()).then(Arc::default);
-        Self { bytes: Origin::Incoming(body), invited }
+        Self { bytes: Origin::Incoming(body), invited, is_at_end: false }
     }
 
     /// A body that is all here.
     #[cfg(test)]
     pub(crate) fn memory(bytes: impl Into<Bytes>) -> Self {
-        Self { bytes: Origin::Memory(Full::new(bytes.into())), invited: None }
+        Self { bytes: Origin::Memory(Full::new(bytes.into())), invited: None, is_at_end: false }
     }
 
     /// Whether the client was, or need not be, invited to send its body: answers later whether the connection is at a
@@ -79,15 +81,24 @@ impl Source {
         loop {
             let frame = match &mut self.bytes {
                 // The client went away or broke its own framing.
-                Origin::Incoming(body) => body.frame().await?.map_err(|_| S3Error::incomplete_body()),
-                Origin::Memory(body) => body.frame().await?.map_err(|never| match never {}),
+                Origin::Incoming(body) => {
+                    body.frame().await.map(|frame| frame.map_err(|_| S3Error::incomplete_body()))
+                }
+                Origin::Memory(body) => body.frame().await.map(|frame| frame.map_err(|never| match never {})),
+            };
+            let Some(frame) = frame else {
+                self.is_at_end = true;
+                return None;
             };
             match frame.map(http_body::Frame::into_data) {
                 Ok(Ok(data)) if data.is_empty() => {}
                 Ok(Ok(data)) => return Some(Ok(data)),
                 // HTTP's own trailers carry nothing for S3.
                 Ok(Err(_)) => {}
-                Err(error) => return Some(Err(error)),
+                Err(error) => {
+                    self.is_at_end = true;
+                    return Some(Err(error));
+                }
             }
         }
     }
@@ -105,7 +116,7 @@ impl Drop for Source {
     fn drop(&mut self) {
         let Origin::Incoming(body) = &mut self.bytes else { return };
         let is_uninvited = self.invited.as_ref().is_some_and(|invited| !invited.load(Ordering::Acquire));
-        if body.is_end_stream() || is_uninvited {
+        if self.is_at_end || body.is_end_stream() || is_uninvited {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
@@ -298,7 +309,7 @@ struct Pace {
 impl Pace {
     fn new(bytes_per_second: u64, window: Duration) -> Self {
         Self {
-            bytes_per_window: bytes_per_second.saturating_mul(window.as_secs()),
+            bytes_per_window: bytes_per_second.saturating_mul(window.as_millis() as u64) / 1000,
             window_ns: window.as_nanos() as u64,
             started_ns: None,
             bytes: 0,

@@ -160,9 +160,9 @@ fn error_body(refusal: &S3Error, resource: &str, id: RequestId) -> Bytes {
     let mut xml = XmlWriter::new();
     xml.open("Error");
     xml.text("Code", refusal.code);
-    xml.text("Message", &refusal.message);
+    xml.echo("Message", &refusal.message);
     for (name, value) in &refusal.details {
-        xml.text(name, value);
+        xml.echo(name, value);
     }
     xml.text("Resource", resource);
     xml.text("RequestId", id.as_str());

@@ -171,6 +171,23 @@ impl XmlWriter {
         self.close(name);
     }
 
+    /// `<name>text</name>` for text that only repeats what the client knows, such as the key of an error: characters that XML
+    /// cannot hold are replaced, since a strict parser would refuse the whole answer for a reference to one. Listings do
+    /// not use this: there a wrong name is worse than an unreadable page.
+    pub(crate) fn echo(&mut self, name: &str, text: &str) {
+        if text.contains(|character| escape(character) == Some("") && character != '\r') {
+            let shown: String = text
+                .chars()
+                .map(|character| match escape(character) {
+                    Some("") if character != '\r' => char::REPLACEMENT_CHARACTER,
+                    _ => character,
+                })
+                .collect();
+            return self.text(name, &shown);
+        }
+        self.text(name, text);
+    }
+
     /// `<name>number</name>`.
     pub(crate) fn number(&mut self, name: &str, number: u64) {
         self.text(name, &number.to_string());
@@ -269,9 +286,11 @@ mod tests {
     fn control_characters_become_references() {
         let mut writer = XmlWriter::new();
         writer.text("a", "<&>\"\0\u{1}\r\n\t\u{fffe}");
+        writer.echo("b", "\u{1}\r<");
         let body = writer.finish();
         let text = std::str::from_utf8(&body).unwrap();
-        assert!(text.ends_with("<a>&lt;&amp;&gt;&quot;&#x0;&#x1;&#xd;\n\t&#xfffe;</a>"), "{text}");
+        assert!(text.ends_with("<b>\u{fffd}&#xd;&lt;</b>"), "{text}");
+        assert!(text.contains("<a>&lt;&amp;&gt;&quot;&#x0;&#x1;&#xd;\n\t&#xfffe;</a>"), "{text}");
     }
 
     proptest::proptest! {

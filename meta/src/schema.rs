@@ -195,25 +195,21 @@ impl KeyRow {
     }
 
     pub(crate) fn decode(row_key: &[u8], value: &[u8]) -> Result<Self, StoreError> {
-        let mut rest = value;
-        let head = read_value(&mut rest).map_err(|_| corrupt(KEY, row_key))?;
-        let rest = read_value(&mut rest).map_err(|_| corrupt(KEY, row_key))?;
+        let mut deserializer = rmp_serde::Deserializer::from_read_ref(value);
+        let head = KeyHead::deserialize(&mut deserializer).map_err(|_| corrupt(KEY, row_key))?;
+        let rest = KeyRest::deserialize(&mut deserializer).map_err(|_| corrupt(KEY, row_key))?;
         Ok(Self { head, rest })
     }
 
     /// The head alone: all that a listing reads.
-    pub(crate) fn decode_head(row_key: &[u8], mut value: &[u8]) -> Result<KeyHead, StoreError> {
-        read_value(&mut value).map_err(|_| corrupt(KEY, row_key))
+    pub(crate) fn decode_head(row_key: &[u8], value: &[u8]) -> Result<KeyHead, StoreError> {
+        decode(KEY, row_key, value)
     }
 
     pub(crate) fn into_info(self) -> (KeyInfo, Data) {
         let KeyRest { version, write_id, replication, attributes, checksums, parts, data } = self.rest;
         (KeyInfo { version, head: self.head, attributes, checksums, parts, replication, write_id }, data)
     }
-}
-
-fn read_value<T: DeserializeOwned>(bytes: &mut &[u8]) -> Result<T, rmp_serde::decode::Error> {
-    rmp_serde::decode::from_read(bytes)
 }
 
 /// A multipart upload, in progress or completed.

@@ -31,6 +31,9 @@ pub(crate) mod usage;
 pub(crate) mod volume;
 pub(crate) mod work;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::ops::ControlFlow;
 
 use consensus::{Entry, ReadView, Rows, StateMachine, StoreError, Table, WriteBatch};
@@ -39,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use wire::block::Pipeline;
 use wire::clock::UnixMs;
 use wire::ids::{ContainerId, Generation, LoanId, LocalId, SessionId, VersionId, WriteId};
+use wire::limits::COMMAND_ROWS_MAX;
 use wire::om::{BucketInfo, KeyCommitted, Rejection, UploadCompleted};
 
 use crate::command::Command;
@@ -260,6 +264,7 @@ impl StateMachine for OmState {
             rows_written: 0,
         };
         let reply = run(&mut txn, command)?;
+        debug_assert!(txn.rows_written() <= COMMAND_ROWS_MAX, "{} rows by one command", txn.rows_written());
         self.access_version = txn.access_version;
         self.usage.merge(txn.usage);
         Ok(reply)
@@ -267,7 +272,7 @@ impl StateMachine for OmState {
 
     fn finish_batch(&mut self, batch: &mut WriteBatch<'_>) -> Result<(), StoreError> {
         if self.clock_is_dirty {
-            batch.put(META, META_CLOCK, &encode(&self.clock_ms))?;
+            usage::unless_damaged(batch.put(META, META_CLOCK, &encode(&self.clock_ms)))?;
             self.clock_is_dirty = false;
         }
         self.usage.write(batch)

@@ -54,16 +54,31 @@ impl UsageDeltas {
     /// Adds what has gathered to the rows.
     pub(crate) fn write(&mut self, batch: &mut WriteBatch<'_>) -> Result<(), StoreError> {
         for (row_key, delta) in std::mem::take(&mut self.deltas) {
-            let mut row: UsageRow = match batch.get(USAGE, &row_key)? {
-                Some(value) => decode(USAGE, &row_key, &value)?,
-                None => UsageRow::default(),
-            };
-            row.add(&delta);
-            batch.put(USAGE, &row_key, &encode(&row))?;
+            unless_damaged(add_to_row(batch, &row_key, &delta))?;
         }
         for bucket in std::mem::take(&mut self.dropped) {
-            batch.delete(USAGE, &bucket_usage_key(bucket))?;
+            unless_damaged(batch.delete(USAGE, &bucket_usage_key(bucket)).map(|_| ()))?;
         }
         Ok(())
+    }
+}
+
+fn add_to_row(batch: &mut WriteBatch<'_>, row_key: &[u8], delta: &UsageRow) -> Result<(), StoreError> {
+    let mut row: UsageRow = match batch.get(USAGE, row_key)? {
+        Some(value) => decode(USAGE, row_key, &value)?,
+        None => UsageRow::default(),
+    };
+    row.add(delta);
+    batch.put(USAGE, row_key, &encode(&row))
+}
+
+/// A damaged counter is not worth stopping for: it stays damaged, operators are told, keys go on.
+pub(crate) fn unless_damaged(outcome: Result<(), StoreError>) -> Result<(), StoreError> {
+    match outcome {
+        Err(error @ StoreError::Corrupt { .. }) => {
+            tracing::error!(%error, "a row of counters or of the clock is not written");
+            Ok(())
+        }
+        outcome => outcome,
     }
 }

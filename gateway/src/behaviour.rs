@@ -81,6 +81,14 @@ async fn anonymous_and_strangers_are_refused() {
         let answer = Call::new(method, &uri).by(ALT).send(&gateway).await;
         assert!(!answer.status.is_success() || ["/", "/bucket"].contains(&uri.as_str()), "{method} {uri}");
     }
+    for (method, uri, expected) in [
+        ("PUT", "/new-bucket", "403 AccessDenied"),
+        ("PUT", "/absent/key", "404 NoSuchBucket"),
+        ("GET", "/", "403 AccessDenied"),
+    ] {
+        let answer = Call::new(method, uri).signing(Signing::None).send(&gateway).await;
+        assert_eq!(answer.verdict(), expected, "{method} {uri}");
+    }
     assert_eq!(verdict(&gateway, "GET", "/bucket/key?acl").await, "200");
     let answer = Call::new("GET", "/bucket?list-type=2").by(ALT).send(&gateway).await;
     assert_eq!(answer.verdict(), "403 AccessDenied");

@@ -114,7 +114,7 @@ async fn refuse_anonymous(context: &RequestContext) -> Result<(), S3Error> {
     match &context.caller {
         Caller::User(_) => Ok(()),
         Caller::Anonymous(_) => {
-            if context.target.bucket.is_some() {
+            if context.target.bucket.is_some() && context.operation != Operation::CreateBucket {
                 context.bucket(Action::ListBucket).await?;
             }
             context.user().map(drop)

@@ -1,0 +1,50 @@
+//! Settings of a datanode, with the reason of each default.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use wire::ids::ClusterId;
+
+/// How a datanode is opened.
+#[derive(Debug, Clone)]
+pub struct DatanodeConfig {
+    /// One directory per disk, made if absent.
+    pub disks: Vec<PathBuf>,
+    /// The cluster; disks of another one are refused.
+    pub cluster: ClusterId,
+    /// The internal listener, told to SCM. None while it serves only inside its own process.
+    pub address: Option<SocketAddr>,
+    /// A container takes no block that would end beyond this (Ozone: 5 GiB).
+    pub container_bytes_max: u64,
+    /// Container files grow by this. 64 MiB keeps metadata writes rare; a small disk takes at most a 256th of itself.
+    pub growth_step: u64,
+    /// Space left free on each disk: room for the index, so that deletion works on a full disk. A small disk keeps at
+    /// most a sixteenth of itself.
+    pub reserve_bytes: u64,
+    /// What each disk's index may keep in memory.
+    pub index_cache_bytes: usize,
+    /// Files of sealed containers kept open at most, over all disks.
+    pub open_files_max: usize,
+    /// How often recent blocks go to the index off the write path.
+    pub index_flush_ms: u64,
+    /// How often the index is made durable: bounds what is read again after a crash.
+    pub index_checkpoint_ms: u64,
+}
+
+impl DatanodeConfig {
+    /// The defaults for `disks` of `cluster`.
+    pub fn new(disks: Vec<PathBuf>, cluster: ClusterId) -> Self {
+        Self {
+            disks,
+            cluster,
+            address: None,
+            container_bytes_max: 5 << 30,
+            growth_step: 64 << 20,
+            reserve_bytes: 256 << 20,
+            index_cache_bytes: 16 << 20,
+            open_files_max: 512,
+            index_flush_ms: 200,
+            index_checkpoint_ms: 5000,
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Deleting blocks, sealing containers and dropping replicas: what SCM commands.
+//!
+//! A deletion is four steps, each safe to die after. (1) One durable index commit removes the rows, writes intents with
+//! the extents, bars the ids and records the transaction's number; from then on it is reported as done. (2) Writes under
+//! way to those ids end in a refusal. (3) When the last reader has gone the extent is punched and the hole synced.
+//! (4) The intent is dropped. Space is never given out twice, so punching again after a crash is harmless.
+//!
+//! Invariants:
+//! * An extent is punched only if its header names the block, or is gone already.
+//! * A repeat of a deletion transaction changes nothing.
+
+use std::sync::Arc;
+
+use wire::clock::UnixMs;
+use wire::ids::LocalId;
+
+use crate::container::{Container, file_name};
+use crate::error::BlockError;
+use crate::extent::{PAGE_BYTES, encode_seal};
+use crate::index::{Extent, IndexBatch};
+use crate::metrics;
+
+/// Deletes `blocks`, durably; the space follows when their readers have gone.
+pub(crate) fn delete_blocks(
+    container: &Arc<Container>,
+    transaction: u64,
+    blocks: &[LocalId],
+) -> Result<(), BlockError> {
+    let disk = &container.disk;
+    disk.check(container.id())?;
+    {
+        let _writer = disk.index_writer.lock();
+        if container.state.lock().deletion_done >= transaction {
+            return Ok(());
+        }
+        // Ids are barred before the look: a write that settles later is refused, one that settled is found.
+        let recent: Vec<Option<Extent>> = {
+            let mut state = container.state.lock();
+            if !state.is_sealed {
+                state.deleted.extend(blocks);
+            }
+            blocks.iter().map(|local| state.recent.remove(local)).collect()
+        };
+        let mut removed = Vec::new();
+        for (local, recent) in blocks.iter().zip(recent) {
+            let indexed = disk.index.block(container.id(), *local);
+            // A damaged row cannot say what to punch; the block goes, its space stays.
+            let extent = recent.or(indexed.unwrap_or(None));
+            removed.extend(extent.map(|extent| (*local, extent)));
+        }
+        let mut batch = IndexBatch {
+            remove_blocks: blocks.iter().map(|local| (container.id(), *local)).collect(),
+            put_intents: removed.iter().map(|(local, extent)| (container.id(), *local, *extent)).collect(),
+            ..IndexBatch::default()
+        };
+        {
+            let mut state = container.state.lock();
+            if !state.is_sealed {
+                batch.put_deleted = batch.remove_blocks.clone();
+            }
+            for (_, extent) in &removed {
+                state.used_bytes = state.used_bytes.saturating_sub(extent.length);
+                state.block_count = state.block_count.saturating_sub(1);
+            }
+            state.deletion_done = transaction;
+            state.to_punch.extend(&removed);
+        }
+        disk.mark_dirty(container);
+        disk.flush_index_with(batch, true)?;
+        wire::failpoint::hit("datanode_delete_intent");
+        metrics::blocks_deleted(removed.len() as u64);
+    }
+    disk.changed(container.id());
+    punch_deleted(container)
+}
+
+/// Punches what nobody reads any more.
+pub(crate) fn punch_deleted(container: &Arc<Container>) -> Result<(), BlockError> {
+    let disk = &container.disk;
+    disk.check(container.id())?;
+    // One at a time: two would take the same extents.
+    let _writer = disk.index_writer.lock();
+    let due: Vec<(LocalId, Extent)> = {
+        let state = container.state.lock();
+        if state.is_dropped {
+            return Ok(());
+        }
+        state.to_punch.iter().filter(|(local, _)| !state.pins.contains_key(local)).copied().collect()
+    };
+    if due.is_empty() {
+        return Ok(());
+    }
+    let file = container.file()?;
+    for (local, extent) in &due {
+        if is_punchable(container, *local, extent)? {
+            let punched = file.punch(extent.offset, extent.size);
+            punched.map_err(|error| disk.io_failed("punch a block", error))?;
+        }
+    }
+    file.sync_all().map_err(|error| disk.io_failed("sync a punched container", error))?;
+    wire::failpoint::hit("datanode_delete_punched");
+    container.state.lock().to_punch.retain(|entry| !due.contains(entry));
+    let batch = IndexBatch {
+        remove_intents: due.iter().map(|(local, _)| (container.id(), *local)).collect(),
+        ..IndexBatch::default()
+    };
+    // Not durable: an intent that comes back is worked off again.
+    disk.flush_index_with(batch, false)
+}
+
+/// Looks before it punches: an index that is wrong must not cost another block its bytes.
+fn is_punchable(container: &Arc<Container>, local: LocalId, extent: &Extent) -> Result<bool, BlockError> {
+    let layout = container.layout;
+    let page = container
+        .file()?
+        .read_at(extent.offset, layout.header_bytes())
+        .map_err(|error| container.disk.io_failed("read a block", error))?;
+    if page.iter().all(|byte| *byte == 0) {
+        return Ok(true);
+    }
+    let header = layout.decode_header(&page, extent.offset, &container.header.salt);
+    let is_right = header.is_some_and(|header| {
+        header.block == container.block(local)
+            && header.generation == container.header.generation
+            && layout.extent_bytes(header.reserved) == extent.size
+    });
+    if !is_right {
+        container.found_damage("the extent of a deleted block does not begin with its header: kept");
+    }
+    Ok(is_right)
+}
+
+/// Takes no more blocks; seals durably once the writes under way have ended. Called again until it is sealed.
+pub(crate) fn close(container: &Arc<Container>) -> Result<(), BlockError> {
+    let disk = &container.disk;
+    disk.check(container.id())?;
+    {
+        let mut state = container.state.lock();
+        state.is_closing = true;
+        if state.is_sealed || state.is_dropped || !state.in_flight.is_empty() {
+            return Ok(());
+        }
+    }
+    disk.flush_index(true)?;
+    seal(container)
+}
+
+/// Writes the seal. The index must be durable and no write under way.
+pub(crate) fn seal(container: &Arc<Container>) -> Result<(), BlockError> {
+    let disk = &container.disk;
+    let end = container.state.lock().next_offset;
+    let file = container.file()?;
+    file.write_at(PAGE_BYTES, &[&encode_seal(&container.header, end)])
+        .and_then(|()| file.sync_data())
+        .map_err(|error| disk.io_failed("seal a container", error))?;
+    wire::failpoint::hit("datanode_container_sealed");
+    {
+        let mut state = container.state.lock();
+        state.is_sealed = true;
+        state.deleted = Default::default();
+    }
+    disk.mark_dirty(container);
+    disk.changed(container.id());
+    tracing::info!(container = %container.id(), "container sealed");
+    Ok(())
+}
+
+/// Drops the replica: the tombstone is durable before the file goes.
+pub(crate) fn drop_replica(container: &Arc<Container>, now_ms: UnixMs) -> Result<(), BlockError> {
+    let disk = &container.disk;
+    disk.check(container.id())?;
+    container.state.lock().is_dropped = true;
+    disk.drop_replica(container.id(), container.header.generation, now_ms)?;
+    remove_file(container)?;
+    tracing::info!(container = %container.id(), "container replica dropped");
+    Ok(())
+}
+
+fn remove_file(container: &Container) -> Result<(), BlockError> {
+    let disk = &container.disk;
+    disk.io
+        .remove(&file_name(container.id()))
+        .and_then(|()| disk.io.sync_names())
+        .map_err(|error| disk.io_failed("remove a container", error))
+}

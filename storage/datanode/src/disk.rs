@@ -1,0 +1,356 @@
+//! A disk in service: its files, its index, the writers that wait for its next sync, and whether it still works.
+//!
+//! ```text
+//! DISK/ identity   whose disk it is       lock        held while the process lives
+//!       index.redb the index              clean       stands only after an orderly end
+//!       <id>.container                    one file a container
+//! ```
+//!
+//! Three threads serve a disk: one commits (`group_commit`), one keeps the index, one zero-fills ahead. An input or
+//! output error takes the disk out of service for the rest of the process's life: after one, nobody knows what is on it,
+//! and re-validation means reading it all past the page cache, which the next start does.
+//!
+//! Invariant: once [`Disk::is_failed`] is true, no write of this disk is answered with success.
+//!
+//! Not here: opening and recovering a disk (`recovery`).
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use wire::clock::UnixMs;
+use wire::ids::{ContainerId, Generation};
+
+use crate::config::DatanodeConfig;
+use crate::container::Container;
+use crate::disk_io::{DiskIo, OpenMode, Room};
+use crate::error::BlockError;
+use crate::file_cache::FileCache;
+use crate::group_commit::{CommitQueue, commit_batch};
+use crate::index::{Index, IndexBatch};
+
+/// The index file's name.
+pub(crate) const INDEX_NAME: &str = "index.redb";
+/// The name that stands only between an orderly end and the next start.
+pub(crate) const CLEAN_NAME: &str = "clean";
+/// Zero-filled ahead of the next block at most: enough for seconds of small blocks, little enough to be written at once.
+const PREPARE_AHEAD_BYTES: u64 = 16 << 20;
+/// Containers waiting to be zero-filled; more are left out, since their next writer asks again.
+const PREPARE_QUEUE: usize = 64;
+/// Blocks that wait for the index before the keeper is woken early.
+const RECENT_WAKE: usize = 4096;
+
+/// One disk.
+pub(crate) struct Disk {
+    pub(crate) io: Arc<dyn DiskIo>,
+    pub(crate) index: Index,
+    pub(crate) files: Arc<FileCache>,
+    pub(crate) commits: CommitQueue,
+    pub(crate) index_writer: Mutex<()>,
+    config: DatanodeConfig,
+    growth_step: u64,
+    reserve: u64,
+    failed: AtomicBool,
+    big_writes: AtomicUsize,
+    dirty: Mutex<HashMap<ContainerId, Arc<Container>>>,
+    changes: Arc<Changes>,
+    keeper: Mutex<Keeper>,
+    keeper_wake: Condvar,
+    recent_count: AtomicUsize,
+    prepare: SyncSender<Arc<Container>>,
+    prepare_queue: Mutex<Option<Receiver<Arc<Container>>>>,
+}
+
+#[derive(Default)]
+struct Keeper {
+    is_stopping: bool,
+    is_hurried: bool,
+}
+
+/// Containers of which SCM has not heard the newest, over all disks; and who is to be woken by urgent news.
+#[derive(Default)]
+pub(crate) struct Changes {
+    changed: Mutex<std::collections::HashSet<ContainerId>>,
+    pub(crate) urgent: tokio::sync::Notify,
+}
+
+impl Changes {
+    pub(crate) fn add(&self, container: ContainerId) {
+        self.changed.lock().insert(container);
+    }
+
+    pub(crate) fn take(&self) -> Vec<ContainerId> {
+        self.changed.lock().drain().collect()
+    }
+}
+
+impl Disk {
+    pub(crate) fn new(
+        io: Arc<dyn DiskIo>,
+        index: Index,
+        files: Arc<FileCache>,
+        changes: Arc<Changes>,
+        config: &DatanodeConfig,
+        room: Room,
+    ) -> Arc<Self> {
+        let (prepare, prepare_queue) = sync_channel(PREPARE_QUEUE);
+        let page = crate::extent::PAGE_BYTES;
+        let step = config.growth_step.min(room.capacity / 256).max(page).next_multiple_of(page);
+        Arc::new(Self {
+            io,
+            index,
+            files,
+            commits: CommitQueue::default(),
+            index_writer: Mutex::new(()),
+            config: config.clone(),
+            growth_step: step,
+            reserve: config.reserve_bytes.min(room.capacity / 16),
+            failed: AtomicBool::new(false),
+            big_writes: AtomicUsize::new(0),
+            dirty: Mutex::new(HashMap::new()),
+            changes,
+            keeper: Mutex::new(Keeper::default()),
+            keeper_wake: Condvar::new(),
+            recent_count: AtomicUsize::new(0),
+            prepare,
+            prepare_queue: Mutex::new(Some(prepare_queue)),
+        })
+    }
+
+    /// Starts the disk's threads.
+    pub(crate) fn start(self: &Arc<Self>) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
+        let queue = self.prepare_queue.lock().take();
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(run)
+        };
+        let (commit, keep, prepare) = (self.clone(), self.clone(), self.clone());
+        Ok(vec![
+            spawn(
+                "dn-commit",
+                Box::new(move || {
+                    while let Some(batch) = commit.commits.take() {
+                        commit_batch(&commit, batch);
+                    }
+                }),
+            )?,
+            spawn("dn-index", Box::new(move || keep.keep_index()))?,
+            spawn("dn-prepare", Box::new(move || prepare.prepare_files(queue)))?,
+        ])
+    }
+
+    pub(crate) fn growth_step(&self) -> u64 {
+        self.growth_step
+    }
+
+    pub(crate) fn container_bytes_max(&self) -> u64 {
+        self.config.container_bytes_max
+    }
+
+    pub(crate) fn prepare_ahead(&self) -> u64 {
+        self.growth_step.min(PREPARE_AHEAD_BYTES)
+    }
+
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Refuses if the disk is out of service.
+    pub(crate) fn check(&self, container: ContainerId) -> Result<(), BlockError> {
+        if self.is_failed() { Err(BlockError::DiskFailed(container)) } else { Ok(()) }
+    }
+
+    /// Takes the disk out of service.
+    pub(crate) fn fail(&self, doing: &str, error: &dyn std::fmt::Display) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(disk = %self.io.name(), doing, %error, "disk taken out of service");
+            self.changes.urgent.notify_one();
+        }
+    }
+
+    /// What an error means: a full disk stays in service, everything else does not.
+    pub(crate) fn io_failed(&self, doing: &str, error: io::Error) -> BlockError {
+        let error = BlockError::from_io(error);
+        if let BlockError::Io(source) = &error {
+            self.fail(doing, source);
+        }
+        error
+    }
+
+    /// Size and free space; a disk that cannot say is out of service.
+    pub(crate) fn room(&self) -> Result<Room, BlockError> {
+        self.io.room().map_err(|error| self.io_failed("ask for free space", error))
+    }
+
+    /// Whether `bytes` more leave the reserve alone.
+    pub(crate) fn has_room(&self, bytes: u64) -> Result<bool, BlockError> {
+        Ok(self.room()?.available >= bytes + self.reserve)
+    }
+
+    /// Free space that blocks may still take: what SCM places by.
+    pub(crate) fn available_for_blocks(&self) -> u64 {
+        let room = if self.is_failed() { None } else { self.room().ok() };
+        room.map_or(0, |room| room.available.saturating_sub(self.reserve))
+    }
+
+    /// A write of many bytes begins: zero-filling ahead waits, for those bytes need none and the disk is busy.
+    pub(crate) fn big_write(self: &Arc<Self>) -> BigWrite {
+        self.big_writes.fetch_add(1, Ordering::Relaxed);
+        BigWrite(self.clone())
+    }
+
+    pub(crate) fn has_big_writes(&self) -> bool {
+        self.big_writes.load(Ordering::Relaxed) > 0
+    }
+
+    /// Asks for zero-filling ahead.
+    pub(crate) fn prepare_soon(&self, container: &Arc<Container>) {
+        if !self.has_big_writes() {
+            // A full queue is no loss: the next writer asks again.
+            let _ = self.prepare.try_send(container.clone());
+        }
+    }
+
+    /// The container's row or blocks have changed: index and SCM are to hear of it.
+    pub(crate) fn mark_dirty(&self, container: &Arc<Container>) {
+        self.dirty.lock().entry(container.id()).or_insert_with(|| container.clone());
+        self.changes.add(container.id());
+        self.recent_count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// SCM is to hear of it soon.
+    pub(crate) fn changed(&self, container: ContainerId) {
+        self.changes.add(container);
+        self.changes.urgent.notify_one();
+    }
+
+    /// A batch is settled: hurries the keeper if much has gathered.
+    pub(crate) fn settled(&self) {
+        if self.recent_count.load(Ordering::Relaxed) > RECENT_WAKE {
+            self.keeper.lock().is_hurried = true;
+            self.keeper_wake.notify_one();
+        }
+    }
+
+    /// Brings the index up to date; durably if asked. A checkpoint covers only data synced before.
+    pub(crate) fn flush_index(&self, is_durable: bool) -> Result<(), BlockError> {
+        let _writer = self.index_writer.lock();
+        self.flush_index_with(IndexBatch::default(), is_durable)
+    }
+
+    /// The same with further changes in the same transaction. Under the index writer.
+    pub(crate) fn flush_index_with(&self, mut batch: IndexBatch, is_durable: bool) -> Result<(), BlockError> {
+        if self.is_failed() {
+            return Err(BlockError::Index("the disk is out of service".to_owned()));
+        }
+        let dirty: Vec<Arc<Container>> = self.dirty.lock().drain().map(|(_, container)| container).collect();
+        self.recent_count.store(0, Ordering::Relaxed);
+        let collected: Vec<_> = dirty.iter().map(|container| container.collect(&mut batch)).collect();
+        if is_durable {
+            wire::failpoint::hit("datanode_index_checkpoint");
+        }
+        if let Err(error) = self.index.commit(&batch, is_durable) {
+            // redb takes no further writes after an error, so blocks could no longer be recorded here.
+            self.fail("write the index", &error);
+            return Err(BlockError::Index(error.to_string()));
+        }
+        for (container, locals) in dirty.iter().zip(&collected) {
+            container.collected(locals);
+        }
+        Ok(())
+    }
+
+    fn keep_index(self: Arc<Self>) {
+        let flush = Duration::from_millis(self.config.index_flush_ms.max(1));
+        let checkpoint_ns = self.config.index_checkpoint_ms * 1_000_000;
+        let mut unsaved_since_ns = None;
+        loop {
+            {
+                let mut keeper = self.keeper.lock();
+                if keeper.is_stopping {
+                    return;
+                }
+                let is_idle = unsaved_since_ns.is_none() && self.dirty.lock().is_empty();
+                if !keeper.is_hurried {
+                    // An idle disk is looked at seldom: an idle process should sleep.
+                    let pause = if is_idle { flush.max(Duration::from_millis(500)) } else { flush };
+                    self.keeper_wake.wait_for(&mut keeper, pause);
+                }
+                keeper.is_hurried = false;
+                if keeper.is_stopping {
+                    return;
+                }
+            }
+            if self.is_failed() {
+                return;
+            }
+            let has_news = !self.dirty.lock().is_empty();
+            let now_ns = wire::clock::steady_ns();
+            let is_due = unsaved_since_ns.is_some_and(|since| now_ns - since >= checkpoint_ns);
+            if !has_news && !is_due {
+                continue;
+            }
+            if self.flush_index(is_due).is_ok() {
+                unsaved_since_ns = if is_due { None } else { unsaved_since_ns.or(Some(now_ns)) };
+            }
+        }
+    }
+
+    fn prepare_files(self: Arc<Self>, queue: Option<Receiver<Arc<Container>>>) {
+        let Some(queue) = queue else { return };
+        loop {
+            match queue.recv_timeout(Duration::from_millis(500)) {
+                Ok(container) if !self.is_failed() => {
+                    // Errors have taken the disk out of service or mean that it is full; both are known elsewhere.
+                    let _ = container.prepare();
+                }
+                Ok(_) | Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+            if self.keeper.lock().is_stopping {
+                return;
+            }
+        }
+    }
+
+    /// Ends the threads; writers that come later are sent away.
+    pub(crate) fn stop(&self) {
+        self.commits.close();
+        self.keeper.lock().is_stopping = true;
+        self.keeper_wake.notify_all();
+    }
+
+    /// After the threads have ended: makes all durable and marks the orderly end.
+    pub(crate) fn finish(&self) -> Result<(), BlockError> {
+        self.flush_index(true)?;
+        let failed = |error| self.io_failed("mark the orderly end", error);
+        let file = self.io.open(CLEAN_NAME, OpenMode::Fresh).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        self.io.sync_names().map_err(failed)
+    }
+
+    /// Drops a replica for good: after this its tombstone refuses it, whatever else is left.
+    pub(crate) fn drop_replica(
+        &self,
+        container: ContainerId,
+        generation: Generation,
+        now_ms: UnixMs,
+    ) -> Result<(), BlockError> {
+        let _writer = self.index_writer.lock();
+        let batch =
+            IndexBatch { drop_container: Some((container, generation, now_ms)), ..IndexBatch::default() };
+        self.flush_index_with(batch, true)
+    }
+}
+
+/// While it lives, zero-filling ahead waits.
+pub(crate) struct BigWrite(Arc<Disk>);
+
+impl Drop for BigWrite {
+    fn drop(&mut self) {
+        self.0.big_writes.fetch_sub(1, Ordering::Relaxed);
+    }
+}

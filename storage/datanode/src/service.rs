@@ -1,0 +1,71 @@
+//! The datanode as its callers see it: tokens are checked, containers found or made, blocks written and read.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use client::service::{ChunkStream, DatanodeService};
+use wire::block::{BlockOperation, BlockToken, TokenError};
+use wire::chunk::ChunkRun;
+use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::ids::BlockId;
+use wire::status::Failure;
+
+use crate::container::Container;
+use crate::error::BlockError;
+use crate::node::{Datanode, Node};
+use crate::{read, write};
+
+#[async_trait]
+impl DatanodeService for Datanode {
+    async fn write_block(&self, request: WriteBlock, body: ChunkStream) -> Result<BlockReceipt, Failure> {
+        let container = self.container_to_write(&request).await?;
+        Ok(write::write_stream(container, request, body).await?)
+    }
+
+    async fn write_small_block(&self, request: WriteBlock, body: ChunkRun) -> Result<BlockReceipt, Failure> {
+        let container = self.container_to_write(&request).await?;
+        Ok(write::write_small(container, request, body).await?)
+    }
+
+    async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure> {
+        self.node.check_token(&request.token, BlockOperation::Read, request.block, request.block_length)?;
+        let container = self.node.container(request.block.container)?;
+        Ok(read::read(container, request).await?)
+    }
+}
+
+impl Datanode {
+    async fn container_to_write(&self, request: &WriteBlock) -> Result<Arc<Container>, BlockError> {
+        self.node.check_token(&request.token, BlockOperation::Write, request.block, request.length)?;
+        let claim = &request.token.claim;
+        if let Some(container) = self.node.container_for(claim)? {
+            return Ok(container);
+        }
+        let (node, claim) = (self.node.clone(), claim.clone());
+        let made = tokio::task::spawn_blocking(move || node.container_or_create(&claim));
+        made.await.map_err(|_| BlockError::Stopping)?
+    }
+}
+
+impl Node {
+    fn check_token(
+        &self,
+        token: &BlockToken,
+        operation: BlockOperation,
+        block: BlockId,
+        length: u64,
+    ) -> Result<(), BlockError> {
+        if self.is_stopping() {
+            return Err(BlockError::Stopping);
+        }
+        let keys = self.keys.read().clone();
+        let newest = keys.iter().map(|key| key.id).max().ok_or(BlockError::NoKeys)?;
+        match token.verify(&keys, wire::clock::now_ms()) {
+            // Signed with a key younger than any known here: the next heartbeat brings it.
+            Err(TokenError::UnknownKey) if token.key_id > newest => Err(BlockError::NoKeys),
+            checked => {
+                checked.and_then(|()| token.covers(operation, block, length)).map_err(BlockError::Denied)
+            }
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! A disk in memory that behaves as badly as real ones may: for crash tests and simulators.
+//!
+//! Every page (4 KiB) has a durable version and perhaps a newer one that was written and not synced. A crash keeps or
+//! forgets each unsynced page by a coin toss, and each change of names since the last [`DiskIo::sync_names`] likewise.
+//! Faults can be set: a sync that fails, reads and writes that fail, a disk that is full. Bits can be flipped.
+//!
+//! Deterministic: the same calls and the same seeds give the same disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::disk_io::{BlockFile, DiskIo, OpenMode, Room};
+use crate::extent::PAGE_BYTES;
+
+const PAGE: usize = PAGE_BYTES as usize;
+
+type Page = Arc<[u8; PAGE]>;
+
+/// A disk in memory. Clones share it.
+#[derive(Debug, Clone)]
+pub struct SimulatedDisk {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    files: BTreeMap<u64, Contents>,
+    names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    next_file: u64,
+    capacity: u64,
+    faults: Faults,
+    /// Handles of an earlier life do nothing.
+    life: u64,
+    is_locked: bool,
+    sync_count: u64,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// The next sync of a file fails and its pages stay unsynced; later ones succeed, as on Linux.
+    pub next_sync_fails: bool,
+    /// Reads fail.
+    pub reads_fail: bool,
+    /// Writes fail.
+    pub writes_fail: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Contents {
+    pages: BTreeMap<u64, Page>,
+    length: u64,
+    durable_pages: BTreeMap<u64, Page>,
+    durable_length: u64,
+    dirty: BTreeSet<u64>,
+    reserved: BTreeSet<u64>,
+}
+
+impl Contents {
+    fn stored(&self) -> u64 {
+        let reserved_only = self.reserved.iter().filter(|number| !self.pages.contains_key(number)).count();
+        (self.pages.len() + reserved_only) as u64 * PAGE_BYTES
+    }
+
+    fn write(&mut self, mut offset: u64, mut data: &[u8]) {
+        self.length = self.length.max(offset + data.len() as u64);
+        while !data.is_empty() {
+            let (number, at) = (offset / PAGE_BYTES, (offset % PAGE_BYTES) as usize);
+            let count = data.len().min(PAGE - at);
+            let page = self.pages.entry(number).or_insert_with(|| Arc::new([0; PAGE]));
+            Arc::make_mut(page)[at..at + count].copy_from_slice(&data[..count]);
+            self.dirty.insert(number);
+            offset += count as u64;
+            data = &data[count..];
+        }
+    }
+
+    fn read(&self, offset: u64, length: usize) -> Vec<u8> {
+        let end = (offset + length as u64).min(self.length);
+        let mut out = Vec::with_capacity(end.saturating_sub(offset) as usize);
+        let mut position = offset;
+        while position < end {
+            let (number, at) = (position / PAGE_BYTES, (position % PAGE_BYTES) as usize);
+            let count = ((end - position) as usize).min(PAGE - at);
+            match self.pages.get(&number) {
+                Some(page) => out.extend_from_slice(&page[at..at + count]),
+                None => out.resize(out.len() + count, 0),
+            }
+            position += count as u64;
+        }
+        out
+    }
+
+    fn sync(&mut self) {
+        for number in std::mem::take(&mut self.dirty) {
+            match self.pages.get(&number) {
+                Some(page) => self.durable_pages.insert(number, page.clone()),
+                None => self.durable_pages.remove(&number),
+            };
+        }
+        self.durable_length = self.length;
+    }
+
+    fn crash(&mut self, coin: &mut Coin) {
+        for number in std::mem::take(&mut self.dirty) {
+            if coin.toss() {
+                match self.pages.get(&number) {
+                    Some(page) => self.durable_pages.insert(number, page.clone()),
+                    None => self.durable_pages.remove(&number),
+                };
+            }
+        }
+        if coin.toss() {
+            self.durable_length = self.length;
+        }
+        self.pages = self.durable_pages.clone();
+        self.length = self.durable_length;
+        let end = self.length.div_ceil(PAGE_BYTES);
+        self.pages.retain(|number, _| *number < end);
+        self.durable_pages = self.pages.clone();
+    }
+}
+
+/// SplitMix64: small, and repeats from its seed.
+struct Coin(u64);
+
+impl Coin {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn toss(&mut self) -> bool {
+        self.next() >> 63 == 1
+    }
+}
+
+impl SimulatedDisk {
+    /// An empty disk.
+    pub fn new(capacity: u64) -> Self {
+        let shared = Shared {
+            files: BTreeMap::new(),
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            next_file: 0,
+            capacity,
+            faults: Faults::default(),
+            life: 0,
+            is_locked: false,
+            sync_count: 0,
+        };
+        Self { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// Power is cut: what was not synced survives by the tosses of `seed`. Handles opened before do nothing any more.
+    pub fn crash(&self, seed: u64) {
+        let mut shared = self.shared.lock();
+        let mut coin = Coin(seed);
+        for contents in shared.files.values_mut() {
+            contents.crash(&mut coin);
+        }
+        let changed: BTreeSet<String> =
+            shared.names.keys().chain(shared.durable_names.keys()).cloned().collect();
+        for name in changed {
+            let (now, durable) = (shared.names.get(&name).copied(), shared.durable_names.get(&name).copied());
+            if now != durable && coin.toss() {
+                match now {
+                    Some(file) => shared.durable_names.insert(name, file),
+                    None => shared.durable_names.remove(&name),
+                };
+            }
+        }
+        shared.names = shared.durable_names.clone();
+        shared.life += 1;
+        shared.is_locked = false;
+        shared.faults = Faults::default();
+    }
+
+    /// The process dies, the machine does not: nothing written is lost, handles do nothing any more.
+    pub fn kill(&self) {
+        let mut shared = self.shared.lock();
+        shared.life += 1;
+        shared.is_locked = false;
+    }
+
+    /// Sets what goes wrong from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        self.shared.lock().faults = faults;
+    }
+
+    /// Sets the disk's size.
+    pub fn set_capacity(&self, capacity: u64) {
+        self.shared.lock().capacity = capacity;
+    }
+
+    /// How many syncs of files have succeeded.
+    pub fn sync_count(&self) -> u64 {
+        self.shared.lock().sync_count
+    }
+
+    /// The bytes of a file as they are now.
+    pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
+        let shared = self.shared.lock();
+        let contents = &shared.files[shared.names.get(name)?];
+        Some(contents.read(0, contents.length as usize))
+    }
+
+    /// Changes bytes of a file behind everyone's back, durably.
+    pub fn damage(&self, name: &str, offset: u64, bytes: &[u8]) {
+        let mut shared = self.shared.lock();
+        if let Some(file) = shared.names.get(name).copied()
+            && let Some(contents) = shared.files.get_mut(&file)
+        {
+            contents.write(offset, bytes);
+            contents.sync();
+        }
+    }
+
+    fn used(shared: &Shared) -> u64 {
+        let live: BTreeSet<u64> = shared.names.values().copied().collect();
+        live.iter().filter_map(|file| shared.files.get(file)).map(Contents::stored).sum()
+    }
+}
+
+impl DiskIo for SimulatedDisk {
+    fn name(&self) -> String {
+        "simulated".to_owned()
+    }
+
+    fn lock(&self) -> io::Result<bool> {
+        Ok(!std::mem::replace(&mut self.shared.lock().is_locked, true))
+    }
+
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn BlockFile>> {
+        let mut shared = self.shared.lock();
+        let existing = shared.names.get(name).copied();
+        let file = match (existing, mode) {
+            (Some(file), OpenMode::Fresh) => {
+                let contents = shared.files.entry(file).or_default();
+                contents.dirty = contents.pages.keys().copied().collect();
+                contents.pages.clear();
+                contents.reserved.clear();
+                contents.length = 0;
+                file
+            }
+            (Some(file), _) => file,
+            (None, OpenMode::Existing) => return Err(io::ErrorKind::NotFound.into()),
+            (None, _) => {
+                let file = shared.next_file;
+                shared.next_file += 1;
+                shared.files.insert(file, Contents::default());
+                shared.names.insert(name.to_owned(), file);
+                file
+            }
+        };
+        Ok(Arc::new(SimulatedFile { shared: self.shared.clone(), file, life: shared.life }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut shared = self.shared.lock();
+        let file = shared.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        shared.names.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let removed = self.shared.lock().names.remove(name);
+        removed.map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.shared.lock().names.keys().cloned().collect())
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        let mut shared = self.shared.lock();
+        shared.durable_names = shared.names.clone();
+        Ok(())
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        let shared = self.shared.lock();
+        let used = Self::used(&shared);
+        Ok(Room { capacity: shared.capacity, available: shared.capacity.saturating_sub(used) })
+    }
+}
+
+#[derive(Debug)]
+struct SimulatedFile {
+    shared: Arc<Mutex<Shared>>,
+    file: u64,
+    life: u64,
+}
+
+impl SimulatedFile {
+    fn with<R>(&self, act: impl FnOnce(&mut Contents, &mut Faults) -> io::Result<R>) -> io::Result<R> {
+        let mut shared = self.shared.lock();
+        if shared.life != self.life {
+            return Err(io::Error::other("the machine has crashed"));
+        }
+        let mut faults = shared.faults;
+        let contents = shared.files.entry(self.file).or_default();
+        let done = act(contents, &mut faults);
+        shared.faults = faults;
+        done
+    }
+
+    fn check_room(&self, pages: u64) -> io::Result<()> {
+        let shared = self.shared.lock();
+        if SimulatedDisk::used(&shared) + pages * PAGE_BYTES > shared.capacity {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    /// Pages of the range that have no room yet.
+    fn pages_lacking(&self, offset: u64, length: u64) -> io::Result<u64> {
+        self.with(|contents, _| {
+            let pages = offset / PAGE_BYTES..(offset + length).div_ceil(PAGE_BYTES);
+            Ok(pages
+                .filter(|number| !contents.pages.contains_key(number) && !contents.reserved.contains(number))
+                .count() as u64)
+        })
+    }
+}
+
+fn broken() -> io::Error {
+    io::Error::other("simulated input or output error")
+}
+
+impl BlockFile for SimulatedFile {
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.with(
+            |contents, faults| {
+                if faults.reads_fail { Err(broken()) } else { Ok(contents.read(offset, length)) }
+            },
+        )
+    }
+
+    fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        let lacking = self.pages_lacking(offset, total as u64)?;
+        if lacking > 0 {
+            self.check_room(lacking)?;
+        }
+        self.with(|contents, faults| {
+            if faults.writes_fail {
+                return Err(broken());
+            }
+            let mut position = offset;
+            for part in parts {
+                contents.write(position, part);
+                position += part.len() as u64;
+            }
+            Ok(())
+        })
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.check_room(self.pages_lacking(offset, length)?)?;
+        self.with(|contents, _| {
+            contents.reserved.extend(offset / PAGE_BYTES..(offset + length).div_ceil(PAGE_BYTES));
+            contents.length = contents.length.max(offset + length);
+            Ok(())
+        })
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.with(|contents, faults| {
+            if faults.writes_fail {
+                return Err(broken());
+            }
+            for number in offset.div_ceil(PAGE_BYTES)..(offset + length) / PAGE_BYTES {
+                contents.reserved.remove(&number);
+                if contents.pages.remove(&number).is_some() {
+                    contents.dirty.insert(number);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let synced = self.with(|contents, faults| {
+            if std::mem::take(&mut faults.next_sync_fails) {
+                // As on Linux: the pages count as clean afterwards, so a second sync would say all is well.
+                contents.dirty.clear();
+                return Err(broken());
+            }
+            contents.sync();
+            Ok(())
+        });
+        self.shared.lock().sync_count += u64::from(synced.is_ok());
+        synced
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.with(|contents, _| Ok(contents.length))
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.with(|contents, _| {
+            contents.length = length;
+            let end = length.div_ceil(PAGE_BYTES);
+            let cut: Vec<u64> = contents.pages.range(end..).map(|(number, _)| *number).collect();
+            for number in cut {
+                contents.pages.remove(&number);
+                contents.dirty.insert(number);
+            }
+            Ok(())
+        })
+    }
+}

@@ -309,9 +309,13 @@ impl<R: Rows> Scene<'_, R> {
         if row.replica(datanode, report.generation).is_none() {
             return Ok(orders);
         }
+        // In order and without gaps: the datanode records only the last one. So nothing further is told before what
+        // was told is done, or its answer counts as lost.
         let sent = self.fleet.node(datanode).and_then(|node| node.deletion_sent.get(&id));
-        let told = sent.filter(|(_, at)| !self.is_overdue(*at)).map_or(0, |(through, _)| *through);
-        let from = deletion_key(id, report.deletion_done.max(told) + 1);
+        if sent.is_some_and(|(through, at)| *through > report.deletion_done && !self.is_overdue(*at)) {
+            return Ok(orders);
+        }
+        let from = deletion_key(id, report.deletion_done + 1);
         let to = deletion_key(ContainerId(id.0 + 1), 0);
         scan(self.rows, DELETION, &from, Some(&to), |row_key, deletion: DeletionRow| {
             let (_, transaction) = parse_deletion_key(row_key)?;

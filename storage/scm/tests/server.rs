@@ -202,6 +202,62 @@ async fn full_container_is_sealed_and_its_leases_end() {
 }
 
 #[tokio::test]
+async fn containers_open_up_to_the_wanted_number_and_never_beyond_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(HandClock::default());
+    let mut narrow = config(dir.path());
+    (narrow.open_containers, narrow.open_containers_max) = (2, 3);
+    let scm = Scm::open_with(narrow, clock.clone()).await.unwrap();
+    let cluster = Cluster { scm, clock };
+    cluster.register(1, 10).await;
+    let mut containers = Vec::new();
+    for request in 1..=4 {
+        containers.push(cluster.grant(Replication::One, request, &[]).await.unwrap().container.0);
+    }
+    assert_eq!(containers[..2], [1, 2]);
+    assert!(containers[2..].iter().all(|id| [1, 2].contains(id)), "{containers:?}");
+
+    // OM was refused by both: another is opened; then the limit is met and the fullest makes room.
+    assert_eq!(cluster.grant(Replication::One, 5, &[1, 2]).await.unwrap().container.0, 3);
+    let mut report = replica(ContainerId(2));
+    report.written_bytes = 10 << 20;
+    cluster.heartbeat(1, 10, vec![replica(ContainerId(1)), report]).await;
+    assert_eq!(cluster.grant(Replication::One, 6, &[1, 2, 3]).await.unwrap().container.0, 4);
+    let reply = cluster.heartbeat(1, 10, Vec::new()).await;
+    let told: Vec<_> = reply.commands.iter().map(|command| (command.container.0, &command.action)).collect();
+    assert_eq!(told, [(2, &DatanodeAction::Close)]);
+    cluster.scm.shutdown().await;
+}
+
+#[tokio::test]
+async fn failed_disks_and_unhealthy_or_sealed_replicas_take_no_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::open(dir.path()).await;
+    cluster.register(1, 10).await;
+    for (request, is_sealed, is_unhealthy) in [(1, true, false), (2, false, true)] {
+        let lease = cluster.grant(Replication::One, request, &[]).await.unwrap();
+        let report = ReplicaReport { is_sealed, is_unhealthy, ..replica(lease.container) };
+        cluster.heartbeat(1, 10, vec![report]).await;
+        let other = cluster.grant(Replication::One, request + 10, &[]).await.unwrap();
+        assert_ne!(other.container, lease.container);
+        let (held, ended) = (vec![lease.id], vec![other.id]);
+        assert_eq!(call_scm(&*cluster.scm, SyncLeases { held, ended }).await.unwrap().end, [lease.id]);
+        // A report of another life of the replica says nothing of this one.
+        let stray = ReplicaReport { generation: Generation(9), is_sealed: true, ..replica(other.container) };
+        cluster.heartbeat(1, 10, vec![stray]).await;
+        let again = cluster.grant(Replication::One, request + 20, &[]).await.unwrap();
+        assert_eq!(again.container, other.container);
+    }
+    let mut broken = registration(CLUSTER, 1, 11);
+    broken.disks[0].is_failed = true;
+    call_scm(&*cluster.scm, broken).await.unwrap();
+    let open = cluster.grant(Replication::One, 50, &[]).await.unwrap().container.0;
+    let refused = cluster.grant(Replication::One, 51, &[open]).await.unwrap_err();
+    assert_eq!(refused.message, "replication ONE awaits 1 datanode (0 of 1 can be written)");
+    cluster.scm.shutdown().await;
+}
+
+#[tokio::test]
 async fn deletions_reach_the_datanode_until_it_has_passed_them() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::open(dir.path()).await;
@@ -222,12 +278,17 @@ async fn deletions_reach_the_datanode_until_it_has_passed_them() {
     let second = DatanodeAction::DeleteBlocks { transaction: 2, blocks: vec![LocalId(4)] };
     assert_eq!(actions, [first, second.clone()]);
 
+    // Told and not done: nothing further goes out, since the datanode would record only the last number.
+    call_scm(&*cluster.scm, LogDeletions { batch: 2, blocks: vec![block(5)] }).await.unwrap();
+    assert!(cluster.heartbeat(1, 10, Vec::new()).await.commands.is_empty());
+
     report.deletion_done = 1;
     cluster.clock.advance_ms(5000);
     let reply = cluster.heartbeat(1, 10, vec![report.clone()]).await;
-    assert_eq!(reply.commands.len(), 1);
-    assert_eq!(reply.commands[0].action, second);
-    report.deletion_done = 2;
+    let actions: Vec<_> = reply.commands.into_iter().map(|command| command.action).collect();
+    let third = DatanodeAction::DeleteBlocks { transaction: 3, blocks: vec![LocalId(5)] };
+    assert_eq!(actions, [second, third]);
+    report.deletion_done = 3;
     assert!(cluster.heartbeat(1, 10, vec![report]).await.commands.is_empty());
     assert_eq!(cluster.scm.status().unwrap().deletions, 0);
     cluster.scm.shutdown().await;

@@ -10,6 +10,8 @@ mod datanode;
 mod deletion;
 mod lease;
 mod pipeline;
+#[cfg(test)]
+mod tests;
 mod token_key;
 
 use consensus::{Entry, Rows, StateMachine, StoreError, Table, WriteBatch};

@@ -1,0 +1,115 @@
+//! Tests of the core over a store in memory: scripts, properties, bytes of the log and of rows.
+
+mod format;
+mod property;
+mod script;
+
+use std::collections::BTreeMap;
+
+use consensus::{MemoryStore, Rows};
+use uuid::Uuid;
+use wire::block::{DatanodeAddress, Replication};
+use wire::ids::{ContainerId, DatanodeId, Generation, LeaseId, LocalId};
+
+use super::{Reply, apply};
+use crate::command::{self, Command};
+use crate::schema::{self, TABLES};
+
+/// A state machine without raft.
+struct Core {
+    store: MemoryStore,
+}
+
+impl Core {
+    fn new() -> Self {
+        Self { store: MemoryStore::new(TABLES) }
+    }
+
+    /// Applies a command by way of its bytes, as the log does, twice over: the second changes nothing.
+    fn apply_twice(&mut self, command: &Command) -> Reply {
+        let reply = self.apply(command);
+        let state_hash = self.store.state_hash();
+        let repeated = self.apply(command);
+        assert_eq!(self.store.state_hash(), state_hash, "a repeat of {command:?} changed rows");
+        assert_eq!(repeated, reply, "a repeat of {command:?}");
+        reply
+    }
+
+    fn apply(&mut self, command: &Command) -> Reply {
+        let command = Command::decode(&command.encode()).unwrap();
+        self.store.write(|batch| apply(batch, command)).unwrap()
+    }
+
+    fn container(&self, id: u64) -> schema::ContainerRow {
+        schema::container(&self.store.view(), ContainerId(id)).unwrap().unwrap()
+    }
+
+    /// Deletion transactions by container and number.
+    fn deletions(&self) -> BTreeMap<(u64, u64), Vec<u64>> {
+        let mut found = BTreeMap::new();
+        let view = self.store.view();
+        view.scan(schema::DELETION, &[], None, &mut |row_key, value| {
+            let (container, transaction) = schema::parse_deletion_key(row_key).unwrap();
+            let row: schema::DeletionRow = schema::decode(schema::DELETION, row_key, value).unwrap();
+            let blocks = row.blocks.into_iter().map(|block| block.0).collect();
+            found.insert((container.0, transaction), blocks);
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+        found
+    }
+}
+
+fn datanode(number: u64) -> DatanodeId {
+    DatanodeId(Uuid::from_u128(u128::from(number)))
+}
+
+fn register(number: u64) -> Command {
+    Command::RegisterDatanode(command::RegisterDatanode {
+        datanode: DatanodeAddress { id: datanode(number), address: Some(([127, 0, 0, 1], 7000).into()) },
+        incarnation: 1,
+        disks: Vec::new(),
+        now_ms: 1000,
+    })
+}
+
+fn grant(request: u64, container: Option<u64>, members: &[u64], now_ms: u64) -> Command {
+    Command::GrantLease(command::GrantLease {
+        request,
+        replication: if members.len() > 1 { Replication::Three } else { Replication::One },
+        container: container.map(ContainerId),
+        members: members.iter().map(|number| datanode(*number)).collect(),
+        count: 100,
+        now_ms,
+    })
+}
+
+fn close(container: u64, now_ms: u64) -> Command {
+    Command::CloseContainers(command::CloseContainers { containers: vec![ContainerId(container)], now_ms })
+}
+
+fn seal(container: u64, members: &[u64]) -> Command {
+    let sealed = members.iter().map(|number| (datanode(*number), Generation(1))).collect();
+    Command::SealContainer(command::SealContainer { container: ContainerId(container), sealed })
+}
+
+fn delete(batch: u64, part: u32, container: u64, blocks: &[u64]) -> Command {
+    let blocks = blocks.iter().map(|local| LocalId(*local)).collect();
+    let deletions = vec![command::DeletionPart { container: ContainerId(container), blocks }];
+    Command::LogDeletions(command::LogDeletions { batch, fingerprint: batch * 31, part, deletions })
+}
+
+fn pass(container: u64, done: &[(u64, u64)]) -> Command {
+    let done = done.iter().map(|(number, through)| (datanode(*number), Generation(1), *through)).collect();
+    Command::PassDeletions(command::PassDeletions { container: ContainerId(container), done })
+}
+
+fn give_back(leases: &[u64]) -> Command {
+    let leases = leases.iter().map(|id| LeaseId(*id)).collect();
+    Command::ReturnLeases(command::ReturnLeases { leases })
+}
+
+fn add_token_key(after: u32, now_ms: u64) -> Command {
+    let expires_ms = now_ms + 2000;
+    Command::AddTokenKey(command::AddTokenKey { secret: [7; 32], expires_ms, after, now_ms })
+}

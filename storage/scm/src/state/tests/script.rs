@@ -1,0 +1,162 @@
+//! Scenarios in `testscripts/`, one command a line; the trace shows replies and the rows that matter.
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+use consensus::Rows;
+use goldenscript::{Command as Line, Context, Runner};
+use wire::ids::ContainerId;
+
+use super::{Core, Reply, add_token_key, close, delete, give_back, grant, pass, register, seal};
+use crate::schema::{LEASE, ReplicaState};
+use crate::state::{live_keys, locate};
+
+struct ScriptRunner(Core);
+
+/// A command line as the runner takes it: arguments are read one by one.
+struct Words(Line);
+
+impl TryFrom<&Line> for Words {
+    type Error = Box<dyn Error>;
+
+    fn try_from(line: &Line) -> Result<Self, Self::Error> {
+        Ok(Self(line.clone()))
+    }
+}
+
+impl Words {
+    fn list(&self, key: &str) -> Vec<u64> {
+        let mut args = self.0.consume_args();
+        let text = args.take_key(key).unwrap_or_default();
+        text.split('-').filter(|word| !word.is_empty()).map(|word| word.parse().unwrap()).collect()
+    }
+
+    fn number(&self, key: &str) -> Option<u64> {
+        self.list(key).first().copied()
+    }
+
+    fn need(&self, key: &str) -> u64 {
+        self.number(key).unwrap_or_else(|| panic!("{} needs {key}=", self.0.name))
+    }
+}
+
+impl Runner for ScriptRunner {
+    type Command = Words;
+
+    fn run(&mut self, words: &Words, _: &Context) -> Result<String, Box<dyn Error>> {
+        let core = &mut self.0;
+        let now_ms = words.number("at").unwrap_or(1000);
+        let reply = match words.0.name.as_str() {
+            "register" => core.apply(&register(words.need("node"))),
+            "grant" => {
+                let members = words.list("members");
+                core.apply_twice(&grant(words.need("request"), words.number("container"), &members, now_ms))
+            }
+            "return" => core.apply_twice(&give_back(&words.list("leases"))),
+            "close" => core.apply_twice(&close(words.need("container"), now_ms)),
+            "seal" => core.apply_twice(&seal(words.need("container"), &words.list("members"))),
+            "delete" => {
+                let part = words.number("part").unwrap_or(0) as u32;
+                core.apply(&delete(words.need("batch"), part, words.need("container"), &words.list("blocks")))
+            }
+            "pass" => {
+                let through = words.list("through");
+                let done: Vec<_> = words.list("members").into_iter().zip(through).collect();
+                core.apply_twice(&pass(words.need("container"), &done))
+            }
+            "add-key" => core.apply_twice(&add_token_key(words.need("after") as u32, now_ms)),
+            "show-container" => return Ok(show_container(core, words.need("container"))),
+            "show-leases" => return Ok(show_leases(core)),
+            "show-deletions" => return Ok(show_deletions(core)),
+            "show-keys" => {
+                let keys = live_keys(&core.store.view(), now_ms)?;
+                let lines = keys.iter().map(|(key, made_ms)| {
+                    format!("key {} made {made_ms} expires {}\n", key.id, key.expires_ms)
+                });
+                return Ok(lines.collect());
+            }
+            other => return Err(format!("no command {other}").into()),
+        };
+        Ok(match reply {
+            Reply::Done => "done\n".to_owned(),
+            Reply::NoContainer => "no container\n".to_owned(),
+            Reply::OutOfOrder => "out of order\n".to_owned(),
+            Reply::Lease(lease) => {
+                let last = lease.first.0 + lease.count - 1;
+                let members: Vec<_> =
+                    lease.pipeline.members.iter().map(|member| member.id.0.as_u128()).collect();
+                format!(
+                    "lease {}: container {} ids {}..={last} pipeline {} on {members:?}\n",
+                    lease.id, lease.container, lease.first, lease.pipeline.id
+                )
+            }
+        })
+    }
+}
+
+fn show_container(core: &Core, id: u64) -> String {
+    let row = core.container(id);
+    let mut text = format!(
+        "{:?} next id {} deletions {} passed {} created {} closing {}\n",
+        row.state, row.next_local, row.last_deletion, row.purged_deletion, row.created_ms, row.closing_ms
+    );
+    for replica in &row.replicas {
+        assert_eq!(replica.state, ReplicaState::Valid);
+        let _ =
+            writeln!(text, "  replica on {} generation {}", replica.datanode.0.as_u128(), replica.generation);
+    }
+    let location = locate(&core.store.view(), ContainerId(id)).unwrap().unwrap();
+    let _ = writeln!(text, "  readable at {} nodes", location.replicas.len());
+    text
+}
+
+fn show_leases(core: &Core) -> String {
+    let mut text = String::new();
+    core.store
+        .view()
+        .scan(LEASE, &[], None, &mut |row_key, value| {
+            let row: crate::schema::LeaseRow = crate::schema::decode(LEASE, row_key, value).unwrap();
+            let id = crate::schema::parse_number(LEASE, row_key).unwrap();
+            let _ = writeln!(text, "lease {id} of container {} for request {}", row.container, row.request);
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    text
+}
+
+fn show_deletions(core: &Core) -> String {
+    let lines = core.deletions().into_iter().map(|((container, transaction), blocks)| {
+        format!("container {container} transaction {transaction}: {blocks:?}\n")
+    });
+    lines.collect()
+}
+
+fn run(name: &str) {
+    let path = format!("{}/testscripts/{name}", env!("CARGO_MANIFEST_DIR"));
+    goldenscript::run(&mut ScriptRunner(Core::new()), path).unwrap();
+}
+
+#[test]
+fn container_goes_from_open_to_closed() {
+    run("container/open_closing_closed");
+}
+
+#[test]
+fn lease_is_granted_once_per_request() {
+    run("lease/grant_repeat_return");
+}
+
+#[test]
+fn deletion_waits_for_every_replica() {
+    run("deletion/until_all_have_passed");
+}
+
+#[test]
+fn deletion_batch_is_logged_once() {
+    run("deletion/batches");
+}
+
+#[test]
+fn token_keys_rotate() {
+    run("token_key/rotation");
+}

@@ -120,6 +120,10 @@ macro_rules! commands {
         }
 
         impl Command {
+            /// All numbers.
+            #[cfg(test)]
+            pub(crate) const KINDS: &[u8] = &[$($kind),+];
+
             /// The number that stands first in the log.
             pub(crate) const fn kind(&self) -> u8 {
                 match self { $(Self::$name(_) => $kind,)+ }

@@ -8,6 +8,7 @@
 //!  prepare.rs   leader side, before the log                       leases.rs    leader memory: leases, token keys
 //!  command.rs   what raft logs (a format)                         seal.rs      secrets at rest, signing keys
 //!  schema.rs    tables, row keys, rows (a format)                 state/*.rs   apply, one file a noun
+//!  inspect.rs   rows and commands as text
 //! ```
 //!
 //! Invariants:
@@ -20,6 +21,7 @@
 mod command;
 mod config;
 mod error;
+pub mod inspect;
 mod leases;
 mod metrics;
 mod prepare;

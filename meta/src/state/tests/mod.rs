@@ -1,5 +1,6 @@
 //! Tests of apply over a store in memory: golden scripts, and properties against models.
 
+mod format;
 mod invariants;
 mod listing;
 mod model;

@@ -404,3 +404,64 @@ fn large_objects_stay_within_the_rows_of_a_command() {
     world.core.work_off(true);
     world.check();
 }
+
+#[test]
+fn ten_thousand_parts_complete_in_one_bounded_command() {
+    let mut world = World::new();
+    let session = world.session(false);
+    world.core.add_lease(10, 10, 65_536);
+    world.step(Op::Create { session: false, key: 0 });
+    let (upload, key) = world.upload(0).unwrap();
+    let mut parts = Vec::new();
+    let mut lent: Option<(u64, u64)> = None;
+    for part in 1..=10_000u32 {
+        let (first, used) = match lent.filter(|(_, used)| *used < 256) {
+            Some(loan) => loan,
+            None => {
+                let context = world.context(session);
+                let take = command::TakeLoan { context, lease: LeaseId(10), count: 256 };
+                let Reply::Lent(loan) = world.core.apply(take) else { panic!("a lease is used up") };
+                let ids = (0..256).map(|distance| block_id(10, loan.first.0 + distance));
+                world.lent.extend(ids);
+                (loan.first.0, 0)
+            }
+        };
+        lent = Some((first, used + 1));
+        let entries = vec![entry_of(block_id(10, first + used), PART_BYTES_MIN)];
+        let context = world.context(session);
+        let commit = commit_part(context, world.bucket.clone(), &key, upload, part, entries);
+        parts.push(CompletedPart {
+            part,
+            etag: Some(commit.etag),
+            checksum: Some(commit.checksums[0].clone()),
+        });
+        assert!(matches!(world.core.apply(commit), Reply::Committed(_)));
+    }
+    let complete = CompleteUpload {
+        context: world.context(session),
+        bucket: world.bucket.clone(),
+        key: KeyName::new(&key).unwrap(),
+        upload,
+        parts,
+        condition: WriteCondition::None,
+        expected: None,
+        expected_size: Some(10_000 * PART_BYTES_MIN),
+    };
+    let bytes = Command::from(complete.clone()).encode(0);
+    assert!(bytes.len() <= wire::limits::COMMAND_BYTES_MAX, "{} bytes", bytes.len());
+    let Reply::Completed(done) = world.core.apply(complete) else { panic!("complete is refused") };
+    assert_eq!((done.size, done.etag.parts), (10_000 * PART_BYTES_MIN, 10_000));
+    assert!(done.checksum.is_some());
+    let row = key::get(&world.core.view(), world.bucket.id, &key_name(0)).unwrap().unwrap();
+    assert_eq!(row.rest.parts.len(), 1);
+    let from = 7_777 * PART_BYTES_MIN + 1;
+    let page = crate::state::layout::page(&world.core.view(), upload, &row.rest.data, from, 256).unwrap();
+    let (start, entries) = page.unwrap();
+    assert_eq!((start, entries.len()), (from - 1, 256));
+    world.core.work_off(false);
+    world.check();
+    world.step(Op::Delete { session: false, keys: vec![0] });
+    world.core.work_off(true);
+    world.check();
+    assert_eq!(world.core.hand_over(), 10_000);
+}

@@ -212,9 +212,12 @@ impl<R: Rows> Scene<'_, R> {
             || row.valid().any(|replica| {
                 let is_dead =
                     self.fleet.liveness(self.config, replica.datanode, self.now_ns) == Liveness::Dead;
+                let node = self.fleet.node(replica.datanode);
+                let is_diskless = node.is_some_and(|node| node.available_bytes().is_none());
                 let report = self.fleet.report(replica.datanode, id);
                 let report = report.filter(|report| report.generation == replica.generation);
                 is_dead
+                    || is_diskless
                     || report.is_some_and(|report| {
                         report.is_sealed || report.is_unhealthy || report.written_bytes >= full_at
                     })

@@ -1,0 +1,1 @@
+"""Bad input: the table and the tests that send it."""

@@ -1,0 +1,1 @@
+"""What the tests stand on: a server process, raw HTTP, signatures, checksums, waiting for conditions."""

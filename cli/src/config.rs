@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 /// Every key with its meaning, as `docs/configuration.md` lists them; a test holds it against [`Config`].
-pub const KEYS: &[(&str, &str)] = &[
+pub(crate) const KEYS: &[(&str, &str)] = &[
     ("data_dir", "directory of everything that is not placed elsewhere by another key"),
     ("buckets", "buckets to create at start, owned by the root user"),
     ("log", "log filter as RUST_LOG has it: info, gateway=debug ..."),
@@ -33,7 +33,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("om.dir", "directory of OM's log and state"),
     ("om.cache", "memory for OM's state"),
     ("om.delete_grace", "freed blocks are kept so long for readers that still hold their list"),
-    ("om.open_key_expire_after", "loaned blocks of unfinished writes are reclaimed after this (Ozone's name)"),
+    (
+        "om.open_key_expire_after",
+        "loaned blocks of unfinished writes are reclaimed after this (Ozone's name)",
+    ),
     ("om.open_key_scan_interval", "how often unfinished writes are looked through"),
     ("om.deletion_interval", "how often freed blocks are handed to SCM"),
     ("om.log_segment", "size of a segment of the Raft logs of OM and SCM"),
@@ -54,12 +57,12 @@ pub const KEYS: &[(&str, &str)] = &[
 /// Bytes, written as `64MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "TextOrNumber", into = "String")]
-pub struct Size(pub u64);
+pub(crate) struct Size(pub u64);
 
 /// A span of time, written as `10s`, `1h`, `7d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "TextOrNumber", into = "String")]
-pub struct Span(pub Duration);
+pub(crate) struct Span(pub Duration);
 
 /// What TOML or the environment holds for a size or span.
 #[derive(Deserialize)]
@@ -77,7 +80,8 @@ impl TryFrom<TextOrNumber> for Size {
             TextOrNumber::Number(bytes) => Ok(Self(bytes)),
             TextOrNumber::Text(text) => {
                 let size = bytesize::ByteSize::from_str(&text);
-                size.map(|size| Self(size.as_u64())).map_err(|_| format!("{text:?} is no size; write 64MiB or 5GiB"))
+                size.map(|size| Self(size.as_u64()))
+                    .map_err(|_| format!("{text:?} is no size; write 64MiB or 5GiB"))
             }
         }
     }
@@ -120,7 +124,7 @@ impl From<Span> for String {
 
 impl Span {
     /// Whole milliseconds.
-    pub fn as_ms(self) -> u64 {
+    pub(crate) fn as_ms(self) -> u64 {
         self.0.as_millis() as u64
     }
 }
@@ -128,7 +132,7 @@ impl Span {
 /// The whole configuration, with its defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     pub data_dir: PathBuf,
     pub buckets: Vec<String>,
     pub log: String,
@@ -161,7 +165,7 @@ impl Default for Config {
 /// The gateway's part.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct S3 {
+pub(crate) struct S3 {
     pub address: SocketAddr,
     pub region: String,
     pub strict_region: bool,
@@ -193,7 +197,7 @@ impl Default for S3 {
 /// The operators' port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Admin {
+pub(crate) struct Admin {
     pub address: SocketAddr,
 }
 
@@ -206,7 +210,7 @@ impl Default for Admin {
 /// How the roles of one process reach each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Transport {
+pub(crate) enum Transport {
     /// By direct calls.
     #[serde(alias = "inprocess")]
     InProcess,
@@ -217,7 +221,7 @@ pub enum Transport {
 /// The internal listener.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Internal {
+pub(crate) struct Internal {
     pub transport: Transport,
     pub address: SocketAddr,
 }
@@ -231,7 +235,7 @@ impl Default for Internal {
 /// OM's part.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Om {
+pub(crate) struct Om {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     pub cache: Size,
@@ -261,7 +265,7 @@ impl Default for Om {
 /// SCM's part.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Scm {
+pub(crate) struct Scm {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     pub container_size: Size,
@@ -277,7 +281,7 @@ impl Default for Scm {
 /// The datanode's part.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Datanode {
+pub(crate) struct Datanode {
     pub dirs: Vec<PathBuf>,
     pub reserve: Size,
     pub growth_step: Size,
@@ -298,7 +302,7 @@ impl Default for Datanode {
 /// A user beside the root user.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct User {
+pub(crate) struct User {
     pub id: String,
     pub display_name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -318,7 +322,7 @@ const ENVIRONMENT_PREFIX: &str = "FERROZONE_";
 
 impl Config {
     /// Reads the file, if any, and the environment over it.
-    pub fn load(
+    pub(crate) fn load(
         file: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
     ) -> anyhow::Result<Self> {
@@ -326,8 +330,8 @@ impl Config {
             Some(file) => {
                 let text = std::fs::read_to_string(file)
                     .with_context(|| format!("read configuration {}", file.display()))?;
-                let table: toml::Table =
-                    toml::from_str(&text).with_context(|| format!("parse configuration {}", file.display()))?;
+                let table: toml::Table = toml::from_str(&text)
+                    .with_context(|| format!("parse configuration {}", file.display()))?;
                 check_keys("", &table).with_context(|| format!("configuration {}", file.display()))?;
                 table
             }
@@ -337,7 +341,8 @@ impl Config {
             let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX).filter(|path| path.contains("__")) else {
                 continue;
             };
-            set(&mut table, &path.to_lowercase(), &value).with_context(|| format!("environment variable {name}"))?;
+            set(&mut table, &path.to_lowercase(), &value)
+                .with_context(|| format!("environment variable {name}"))?;
         }
         let config: Self = toml::Value::Table(table).try_into().context("configuration")?;
         config.check()?;
@@ -348,7 +353,10 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         const CONTAINER_MIN: u64 = 4 << 20;
         if !(CONTAINER_MIN..=16 << 30).contains(&self.scm.container_size.0) {
-            bail!("scm.container_size is {}; it must be 4MiB to 16GiB", String::from(self.scm.container_size));
+            bail!(
+                "scm.container_size is {}; it must be 4MiB to 16GiB",
+                String::from(self.scm.container_size)
+            );
         }
         if self.scm.container_size.0 < 2 << 30 {
             tracing::warn!("scm.container_size is below 2GiB: meant for tests");
@@ -372,17 +380,17 @@ impl Config {
     }
 
     /// Where OM keeps its state.
-    pub fn om_dir(&self) -> PathBuf {
+    pub(crate) fn om_dir(&self) -> PathBuf {
         self.om.dir.clone().unwrap_or_else(|| self.data_dir.join("om"))
     }
 
     /// Where SCM keeps its state.
-    pub fn scm_dir(&self) -> PathBuf {
+    pub(crate) fn scm_dir(&self) -> PathBuf {
         self.scm.dir.clone().unwrap_or_else(|| self.data_dir.join("scm"))
     }
 
     /// The datanode's disks.
-    pub fn disk_dirs(&self) -> Vec<PathBuf> {
+    pub(crate) fn disk_dirs(&self) -> Vec<PathBuf> {
         match self.datanode.dirs.as_slice() {
             [] => vec![self.data_dir.join("disk1")],
             dirs => dirs.to_vec(),
@@ -473,6 +481,15 @@ mod tests {
     }
 
     #[test]
+    fn every_key_stands_in_the_manual() {
+        let manual = include_str!("../../docs/configuration.md");
+        for (key, meaning) in KEYS {
+            assert!(manual.contains(&format!("| `{key}` |")), "{key}");
+            assert!(manual.contains(meaning), "{key}: {meaning}");
+        }
+    }
+
+    #[test]
     fn unknown_key_names_the_nearest() {
         let error = format!("{:#}", load("[om]\ndelete_grase = \"1h\"", &[]).unwrap_err());
         assert!(error.contains("unknown key `om.delete_grase`; did you mean `om.delete_grace`?"), "{error}");
@@ -504,7 +521,10 @@ mod tests {
             ("[om]\ndelete_grace = 10", "10 has no unit"),
             ("[om]\ncache = \"much\"", "is no size"),
             ("[scm]\ncontainer_size = \"1KiB\"", "must be 4MiB to 16GiB"),
-            ("[[users]]\nid = \"u\"\ndisplay_name = \"u\"\naccess_key = \"k\"\nsecret_key = \"s\"", "needs 3 characters"),
+            (
+                "[[users]]\nid = \"u\"\ndisplay_name = \"u\"\naccess_key = \"k\"\nsecret_key = \"s\"",
+                "needs 3 characters",
+            ),
         ] {
             let error = format!("{:#}", load(text, &[]).unwrap_err());
             assert!(error.contains(part), "{error}");

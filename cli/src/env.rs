@@ -10,7 +10,7 @@ use crate::identity::{Credentials, read_json};
 
 /// Arguments of `ferrozone env`.
 #[derive(Debug, Args)]
-pub struct EnvArgs {
+pub(crate) struct EnvArgs {
     /// Data directory of the server.
     #[arg(default_value = "./ferrozone-data")]
     data_dir: PathBuf,
@@ -37,7 +37,7 @@ enum Format {
 
 /// Where a running server listens: `endpoints.json` in its data directory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Endpoints {
+pub(crate) struct Endpoints {
     /// URL of S3.
     pub s3: String,
     /// URL of the operators' port.
@@ -48,13 +48,13 @@ pub struct Endpoints {
 
 impl Endpoints {
     /// The file's path.
-    pub fn file(data_dir: &Path) -> PathBuf {
+    pub(crate) fn file(data_dir: &Path) -> PathBuf {
         data_dir.join("endpoints.json")
     }
 }
 
 /// Prints the settings.
-pub fn run(args: &EnvArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &EnvArgs) -> anyhow::Result<()> {
     let data_dir = args.data_dir_flag.as_ref().unwrap_or(&args.data_dir);
     let credentials = Credentials::load(data_dir)?;
     let endpoints: Endpoints = read_json(&Endpoints::file(data_dir))?

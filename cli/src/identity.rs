@@ -21,7 +21,7 @@ const SECRET_LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqr
 
 /// The cluster this node belongs to.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     pub id: ClusterId,
     /// 32 random bytes in hexadecimal.
     key: String,
@@ -29,7 +29,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Reads the cluster's identity, or draws one for a fresh data directory.
-    pub fn load_or_create(data_dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn load_or_create(data_dir: &Path) -> anyhow::Result<Self> {
         let file = data_dir.join("cluster.json");
         if let Some(cluster) = read_json(&file)? {
             return Ok(cluster);
@@ -40,23 +40,24 @@ impl Cluster {
     }
 
     /// The cluster key.
-    pub fn key(&self) -> anyhow::Result<[u8; 32]> {
+    pub(crate) fn key(&self) -> anyhow::Result<[u8; 32]> {
         let mut key = [0; 32];
-        hex::decode_to_slice(&self.key, &mut key).context("cluster.json: the key is not 64 hexadecimal digits")?;
+        hex::decode_to_slice(&self.key, &mut key)
+            .context("cluster.json: the key is not 64 hexadecimal digits")?;
         Ok(key)
     }
 }
 
 /// An access key with its secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Credentials {
+pub(crate) struct Credentials {
     pub access_key: String,
     pub secret_key: String,
 }
 
 /// Where the root credentials came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// Drawn just now: shown once.
     Generated,
     /// Kept from an earlier start.
@@ -66,21 +67,25 @@ pub enum Origin {
 }
 
 /// Path of the root credentials.
-pub fn credentials_file(data_dir: &Path) -> PathBuf {
+pub(crate) fn credentials_file(data_dir: &Path) -> PathBuf {
     data_dir.join("credentials.json")
 }
 
 impl Credentials {
     /// The credentials that `ferrozone env` tells.
-    pub fn load(data_dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn load(data_dir: &Path) -> anyhow::Result<Self> {
         let file = credentials_file(data_dir);
         read_json(&file)?.with_context(|| {
-            format!("{} does not exist: start `ferrozone server {}` first", file.display(), data_dir.display())
+            format!(
+                "{} does not exist: start `ferrozone server {}` first",
+                file.display(),
+                data_dir.display()
+            )
         })
     }
 
     /// Given by the environment, else kept, else drawn. What is found is written for `ferrozone env`.
-    pub fn establish(
+    pub(crate) fn establish(
         data_dir: &Path,
         environment: impl Fn(&str) -> Option<String>,
     ) -> anyhow::Result<(Self, Origin)> {
@@ -101,10 +106,8 @@ impl Credentials {
             }
             (None, None, Some(kept)) => Ok((kept, Origin::Kept)),
             (None, None, None) => {
-                let drawn = Self {
-                    access_key: draw(20, ACCESS_KEY_LETTERS),
-                    secret_key: draw(40, SECRET_LETTERS),
-                };
+                let drawn =
+                    Self { access_key: draw(20, ACCESS_KEY_LETTERS), secret_key: draw(40, SECRET_LETTERS) };
                 write_json(&file, &drawn)?;
                 Ok((drawn, Origin::Generated))
             }
@@ -138,7 +141,7 @@ fn draw<const N: usize>(length: usize, letters: &[u8; N]) -> String {
 }
 
 /// Reads a JSON file; None if it does not exist.
-pub fn read_json<T: for<'de> Deserialize<'de>>(file: &Path) -> anyhow::Result<Option<T>> {
+pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(file: &Path) -> anyhow::Result<Option<T>> {
     match fs::read(file) {
         Ok(bytes) => {
             serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged", file.display()))
@@ -149,7 +152,7 @@ pub fn read_json<T: for<'de> Deserialize<'de>>(file: &Path) -> anyhow::Result<Op
 }
 
 /// Writes a JSON file whole or not at all, durably, readable by this user alone.
-pub fn write_json(file: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn write_json(file: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let write = || -> anyhow::Result<()> {
         let fresh = file.with_extension("new");
         let mut options = fs::OpenOptions::new();

@@ -1,3 +1,53 @@
-//! The one binary, `ferrozone`.
+//! The one binary, `ferrozone`: `server` runs the roles, `env` tells clients how to reach it, `bench` measures.
+//!
+//! Exit codes: 0 success; 1 failure, said on standard error; 2 wrong arguments; 78 (EX_CONFIG) a configuration or a
+//! data directory that cannot be used; `bench` has its own, told by its help.
 
-fn main() {}
+mod bench;
+mod config;
+mod env;
+mod identity;
+mod server;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// sysexits.h: something was found in an unconfigured or misconfigured state.
+const EXIT_CONFIG: u8 = 78;
+
+#[derive(Debug, Parser)]
+#[command(name = "ferrozone", version, about = "An S3-compatible object service in one program")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service: all roles in one process.
+    Server(server::ServerArgs),
+    /// Print client settings for a server's data directory.
+    Env(env::EnvArgs),
+    /// Measure an S3 endpoint.
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Server(args) => server::run(args),
+        Command::Env(args) => env::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => run_async(bench::run(args)),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("ferrozone: {error:#}");
+        match error.downcast_ref::<server::Unusable>() {
+            Some(_) => ExitCode::from(EXIT_CONFIG),
+            None => ExitCode::FAILURE,
+        }
+    })
+}
+
+fn run_async(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}

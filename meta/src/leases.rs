@@ -29,6 +29,10 @@ const LOCATIONS_MAX: u64 = 65_536;
 const LOCATION_LIFE: Duration = Duration::from_secs(10);
 /// SCM answers within this or is taken for lost.
 const SCM_DEADLINE: Duration = Duration::from_secs(10);
+/// A container without readable replicas is asked for again so often ...
+const LOCATE_TURNS: u32 = 10;
+/// ... after this: a datanode registers within a second of its start.
+const LOCATE_PAUSE: Duration = Duration::from_millis(100);
 /// A read waits this long for token keys, then the caller is told to try again.
 const TOKEN_KEYS_WAIT: Duration = Duration::from_secs(2);
 /// Containers to avoid are forgotten after this: they have left OPEN by then.
@@ -196,7 +200,7 @@ impl LeaderMemory {
         Ok(entries.iter().map(token_of).collect())
     }
 
-    /// Where the containers of these blocks are. Those that SCM does not know are left out.
+    /// Where the containers of these blocks are. Those that nobody has are left out.
     pub(crate) async fn locate(&self, entries: &[BlockEntry]) -> Result<Vec<ContainerLocation>, Failure> {
         let containers: BTreeSet<ContainerId> = entries.iter().map(|entry| entry.block.container).collect();
         let mut found = Vec::with_capacity(containers.len());
@@ -210,8 +214,19 @@ impl LeaderMemory {
                 }
             }
         }
-        if !missing.is_empty() {
-            for location in self.call(LocateContainers { containers: missing }).await? {
+        for turn in 0..LOCATE_TURNS {
+            if missing.is_empty() {
+                break;
+            }
+            if turn > 0 {
+                tokio::time::sleep(LOCATE_PAUSE).await;
+            }
+            for location in self.call(LocateContainers { containers: missing.clone() }).await? {
+                // Nobody has it yet: after a start the datanodes are still registering. Not to be remembered.
+                if location.replicas.is_empty() {
+                    continue;
+                }
+                missing.retain(|container| *container != location.container);
                 self.located.insert(location.container, location.clone());
                 found.push(location);
             }

@@ -52,7 +52,7 @@ const COUNTED_MAX: usize = 10_000;
 pub struct Om {
     config: OmConfig,
     group: Group<OmState>,
-    memory: LeaderMemory,
+    memory: Arc<LeaderMemory>,
     sealer: Sealer,
     metrics: Metrics,
     /// When each session was last heard of, in steady milliseconds. A new leader starts every timer anew.
@@ -97,7 +97,7 @@ impl Om {
         let opened = tokio::task::spawn_blocking(move || Group::open(group_config, OmState::default()));
         let group = opened.await.map_err(|_| OmError::Died)??;
         let om = Arc::new(Self {
-            memory: LeaderMemory::new(scm, &config.replications, config.block_bytes_max),
+            memory: Arc::new(LeaderMemory::new(scm, &config.replications, config.block_bytes_max)),
             sealer: Sealer::new(&config.cluster_key),
             metrics: Metrics::new(),
             heard: Mutex::default(),
@@ -154,7 +154,7 @@ impl Om {
         &self.group
     }
 
-    pub(crate) fn memory(&self) -> &LeaderMemory {
+    pub(crate) fn memory(&self) -> &Arc<LeaderMemory> {
         &self.memory
     }
 

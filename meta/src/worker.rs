@@ -27,7 +27,7 @@ use wire::clock::{self, UnixMs};
 use wire::ids::{ContainerId, LeaseId};
 use wire::limits::LEASE_IDS;
 use wire::scm::{GrantLease, LogDeletions, SyncLeases};
-use wire::status::Failure;
+use wire::status::{Failure, Status};
 
 use crate::command::{
     AddLease, BeginHandover, DropLeases, EndLeases, EndSession, ExpireLoans, ExpireUploads, FinishHandover,
@@ -44,6 +44,8 @@ use crate::state::{Reply, RowsExt, deletion, session, work};
 
 /// More ids are asked for when fewer than this are left: a gateway takes 256 at a time.
 const IDS_LOW: u64 = LEASE_IDS / 8;
+/// A turn that failed is tried again after this, if not sooner.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Steps that a worker does in a row before it looks up.
 const STEPS_MAX: usize = 64;
 /// Leases named to SCM, or dropped, at once.
@@ -188,31 +190,38 @@ impl Workers {
 }
 
 async fn run(om: Weak<Om>, worker: Arc<Worker>, interval: Duration, mut stop: watch::Receiver<bool>) {
-    loop {
-        {
-            let Some(om) = om.upgrade() else { return };
-            if !worker.is_paused.load(Ordering::Relaxed) && om.is_leader() {
-                turn(&om, &worker).await;
+    // Until this replica leads there is nothing to do; then the first turn comes at once.
+    let Some((group, memory)) = om.upgrade().map(|om| (om.group().clone(), om.memory().clone())) else {
+        return;
+    };
+    tokio::select! {
+        _ = group.wait_leader() => {}
+        _ = stop.changed() => return,
+    }
+    drop(group);
+    while !*stop.borrow_and_update() {
+        let Some(om) = om.upgrade() else { return };
+        let mut pause = interval;
+        if !worker.is_paused.load(Ordering::Relaxed) && om.is_leader() && turn(&om, &worker).await.is_err() {
+            pause = pause.min(RETRY_INTERVAL);
+        }
+        // A worker that sleeps keeps nobody alive.
+        drop(om);
+        let wanted = async {
+            match worker.job {
+                Job::LeaseKeeper => memory.wanted.notified().await,
+                _ => std::future::pending().await,
             }
-            if *stop.borrow_and_update() {
-                return;
-            }
-            let wanted = async {
-                match worker.job {
-                    Job::LeaseKeeper => om.memory().wanted.notified().await,
-                    _ => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = tokio::time::sleep(interval) => {}
-                () = wanted => {}
-                _ = stop.changed() => return,
-            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = wanted => {}
+            _ = stop.changed() => return,
         }
     }
 }
 
-async fn turn(om: &Om, worker: &Worker) {
+async fn turn(om: &Om, worker: &Worker) -> Result<(), ()> {
     let outcome = worker.job.turn(om).await;
     let mut status = worker.status.lock();
     status.1 = clock::now_ms();
@@ -220,17 +229,21 @@ async fn turn(om: &Om, worker: &Worker) {
         Ok(done) => {
             status.0 += done;
             status.2 = None;
+            Ok(())
         }
         Err(failure) => {
-            let message = failure.to_string();
-            if status.2.as_ref() != Some(&message) {
-                tracing::warn!(
-                    worker = worker.job.name(),
-                    error = message,
-                    "a worker's turn failed; it tries again"
-                );
+            let error = failure.to_string();
+            // Said once, not at every turn.
+            if status.2.as_ref() != Some(&error) {
+                let worker = worker.job.name();
+                match failure.status {
+                    // Somebody is starting or busy: what was to be expected.
+                    Status::Retry | Status::NotLeader => tracing::info!(worker, error, "a worker waits"),
+                    _ => tracing::warn!(worker, error, "a worker's turn failed; it tries again"),
+                }
             }
-            status.2 = Some(message);
+            status.2 = Some(error);
+            Err(())
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use client::service::CallError;
+use meta::OmConfig;
 use support::{FakeScm, Rig, config, entry, key, until, user};
 use tempfile::TempDir;
 use wire::block::{BlockOperation, Replication, TokenKey};
@@ -274,5 +275,46 @@ async fn a_paused_worker_rests() {
     assert!(scm.state.lock().deleted.is_empty());
     assert!(rig.om.set_worker_paused("deletion handover", false));
     until("it is handed over", || scm.state.lock().deleted.len() == 1).await;
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn silence_age_and_time_end_sessions_loans_and_completed_uploads() {
+    const PART: u64 = 5 << 20;
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let short = OmConfig {
+        session_silence_ms: 400,
+        open_key_expire_after_ms: 100,
+        open_key_scan_interval_ms: 10,
+        completed_upload_keep_ms: 100,
+        ..config(&dir)
+    };
+    let mut rig = Rig::open_with(short, scm.clone()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(4).await;
+    let upload = rig.create_upload(&bucket, "k").await;
+    rig.put_part(&bucket, "k", upload, 1, entry(&loan, 0, PART)).await;
+    let complete = CompleteUpload {
+        context: rig.context(),
+        bucket: bucket.clone(),
+        key: key("k"),
+        upload,
+        parts: vec![CompletedPart { part: 1, etag: Some(Etag::whole([1; 16])), checksum: None }],
+        condition: WriteCondition::None,
+        expected: None,
+        expected_size: None,
+    };
+    rig.call(complete.clone()).await.unwrap();
+    until("the loan has expired", || scm.state.lock().deleted.len() == 3).await;
+    let done = |name: &str| {
+        let workers = rig.om.status().unwrap().workers;
+        workers.into_iter().find(|worker| worker.name == name).map(|worker| worker.done).unwrap()
+    };
+    until("the completed upload is forgotten", || done("upload expiry") == 1).await;
+    until("the silent session has ended", || done("session silence") >= 1).await;
+    let late = CompleteUpload { context: rig.context(), ..complete };
+    assert_eq!(rejected(rig.call(late).await), Rejection::SessionEnded);
+    assert!(rig.call(Rig::lookup(&bucket, "k")).await.is_ok());
     rig.om.shutdown().await;
 }

@@ -6,7 +6,7 @@ mod listing;
 mod model;
 mod script;
 
-use consensus::{Entry, MemoryStore, ReadView, StateMachine};
+use consensus::{Entry, MemoryStore, ReadView, StateMachine, StoreError};
 use wire::block::{BlockEntry, DatanodeAddress, Pipeline, Replication};
 use wire::checksum::{Checksum, ChecksumAlgorithm, Etag};
 use wire::chunk::BlockDigest;
@@ -21,7 +21,7 @@ use wire::om::{
 use wire::scm::Lease;
 
 use crate::command::{self, Command};
-use crate::schema::{TABLES, work_row_key};
+use crate::schema::{BLOCK, TABLES, work_row_key};
 use crate::state::{OmState, Reply, work};
 
 /// OM's core without raft.
@@ -103,6 +103,45 @@ impl Core {
         };
         self.apply(command::AddLease { lease });
     }
+}
+
+#[test]
+fn a_damaged_row_fails_its_command_and_leaves_nothing_half_done() {
+    let mut core = Core::new();
+    let session = core.open_session(1);
+    core.add_lease(1, 1, 10);
+    let bucket = bucket_ref("bucket", 3);
+    let mut sequence = 0;
+    let mut context = || {
+        sequence += 1;
+        WriteContext { session, sequence, acknowledged: sequence }
+    };
+    core.apply(wire::om::CreateBucket {
+        context: context(),
+        name: bucket.name.clone(),
+        owner: user("root"),
+        location: String::new(),
+    });
+    core.apply(command::TakeLoan { context: context(), lease: LeaseId(1), count: 4 });
+    core.apply(commit_key(context(), bucket.clone(), "k", vec![entry_of(block_id(1, 1), 10)]));
+    // The loan's row is read and rewritten before the damaged block row of the old version is met.
+    core.store.corrupt_row(BLOCK, &block_id(1, 1).to_row_key());
+    let before = core.store.state_hash();
+    let commit = commit_key(context(), bucket.clone(), "k", vec![entry_of(block_id(1, 2), 20)]);
+    let bytes = Command::from(commit).encode(core.now_ms);
+    let state = &mut core.state;
+    core.store.write(|batch| {
+        batch.begin_entry();
+        let outcome = state.apply(batch, Entry { index: 100, term: 1, command: &bytes });
+        assert!(matches!(outcome, Err(StoreError::Corrupt { table: "block", .. })));
+        batch.rollback_entry().unwrap();
+        state.finish_batch(batch).unwrap();
+    });
+    assert_eq!(core.store.state_hash(), before);
+    // What does not need the row goes on.
+    core.index = 100;
+    let other = commit_key(context(), bucket, "other", vec![entry_of(block_id(1, 2), 20)]);
+    assert!(matches!(core.apply(other), Reply::Committed(_)));
 }
 
 #[test]

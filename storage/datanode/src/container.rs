@@ -63,6 +63,8 @@ pub(crate) struct State {
     pub(crate) used_bytes: u64,
     pub(crate) block_count: u64,
     pub(crate) deletion_done: u64,
+    /// The last deletion transaction that goes into the row: durable a moment later, and reported only then.
+    pub(crate) deletion_begun: u64,
     /// Ids with a write under way.
     pub(crate) writing: HashSet<LocalId>,
     /// Extents given out and not yet durable, by offset.
@@ -390,7 +392,7 @@ impl Container {
             suspect_pages: state.suspect_pages,
             used_bytes: state.used_bytes,
             block_count: state.block_count,
-            deletion_done: state.deletion_done,
+            deletion_done: state.deletion_begun,
         }
     }
 

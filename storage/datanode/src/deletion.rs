@@ -62,12 +62,16 @@ pub(crate) fn delete_blocks(
                 state.used_bytes = state.used_bytes.saturating_sub(extent.length);
                 state.block_count = state.block_count.saturating_sub(1);
             }
-            state.deletion_done = transaction;
-            state.to_punch.extend(&removed);
+            state.deletion_begun = transaction;
         }
         disk.mark_dirty(container);
         disk.flush_index_with(batch, true)?;
         wire::failpoint::hit("datanode_delete_intent");
+        {
+            let mut state = container.state.lock();
+            state.deletion_done = transaction;
+            state.to_punch.extend(&removed);
+        }
         metrics::blocks_deleted(removed.len() as u64);
     }
     disk.changed(container.id());

@@ -61,8 +61,8 @@ pub(crate) struct Disk {
     keeper: Mutex<Keeper>,
     keeper_wake: Condvar,
     recent_count: AtomicUsize,
-    prepare: SyncSender<Arc<Container>>,
-    prepare_queue: Mutex<Option<Receiver<Arc<Container>>>>,
+    prepare: SyncSender<Option<Arc<Container>>>,
+    prepare_queue: Mutex<Option<Receiver<Option<Arc<Container>>>>>,
 }
 
 #[derive(Default)]
@@ -210,7 +210,7 @@ impl Disk {
     pub(crate) fn prepare_soon(&self, container: &Arc<Container>) {
         if !self.has_big_writes() {
             // A full queue is no loss: the next writer asks again.
-            let _ = self.prepare.try_send(container.clone());
+            let _ = self.prepare.try_send(Some(container.clone()));
         }
     }
 
@@ -299,19 +299,16 @@ impl Disk {
         }
     }
 
-    fn prepare_files(self: Arc<Self>, queue: Option<Receiver<Arc<Container>>>) {
+    fn prepare_files(self: Arc<Self>, queue: Option<Receiver<Option<Arc<Container>>>>) {
         let Some(queue) = queue else { return };
-        loop {
-            match queue.recv_timeout(Duration::from_millis(500)) {
-                Ok(container) if !self.is_failed() => {
-                    // Errors have taken the disk out of service or mean that it is full; both are known elsewhere.
-                    let _ = container.prepare();
-                }
-                Ok(_) | Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
-            }
+        // None only wakes.
+        while let Ok(container) = queue.recv() {
             if self.keeper.lock().is_stopping {
                 return;
+            }
+            if let Some(container) = container.filter(|_| !self.is_failed()) {
+                // Errors have taken the disk out of service or mean that it is full; both are known elsewhere.
+                let _ = container.prepare();
             }
         }
     }
@@ -321,6 +318,8 @@ impl Disk {
         self.commits.close();
         self.keeper.lock().is_stopping = true;
         self.keeper_wake.notify_all();
+        // A full queue wakes its reader too.
+        let _ = self.prepare.try_send(None);
     }
 
     /// After the threads have ended: makes all durable and marks the orderly end.

@@ -70,12 +70,6 @@ impl CommitQueue {
         Some(std::mem::take(&mut queue.waiting))
     }
 
-    /// All that wait now, without waiting for any: for tests and simulators that drive the commit themselves.
-    #[cfg(test)]
-    pub(crate) fn take_now(&self) -> Vec<Waiting> {
-        std::mem::take(&mut self.queue.lock().waiting)
-    }
-
     /// Takes no more.
     pub(crate) fn close(&self) {
         self.queue.lock().is_closed = true;

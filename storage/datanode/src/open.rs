@@ -295,6 +295,7 @@ fn state_of(row: Option<&ContainerRow>, first: u64) -> State {
         used_bytes: row.used_bytes,
         block_count: row.block_count,
         deletion_done: row.deletion_done,
+        deletion_begun: row.deletion_done,
         ..State::default()
     }
 }

@@ -37,6 +37,8 @@ struct Shared {
     life: u64,
     is_locked: bool,
     sync_count: u64,
+    operations: u64,
+    crash_at: Option<(u64, u64)>,
 }
 
 /// What goes wrong.
@@ -141,6 +143,40 @@ impl Coin {
     }
 }
 
+impl Shared {
+    fn crash(&mut self, seed: u64) {
+        let mut coin = Coin(seed);
+        for contents in self.files.values_mut() {
+            contents.crash(&mut coin);
+        }
+        let changed: BTreeSet<String> = self.names.keys().chain(self.durable_names.keys()).cloned().collect();
+        for name in changed {
+            let (now, durable) = (self.names.get(&name).copied(), self.durable_names.get(&name).copied());
+            if now != durable && coin.toss() {
+                match now {
+                    Some(file) => self.durable_names.insert(name, file),
+                    None => self.durable_names.remove(&name),
+                };
+            }
+        }
+        self.names = self.durable_names.clone();
+        self.life += 1;
+        self.is_locked = false;
+        self.faults = Faults::default();
+        self.crash_at = None;
+    }
+
+    /// Counts an operation, and crashes before it if its time has come.
+    fn begin_operation(&mut self) {
+        self.operations += 1;
+        if let Some((at, seed)) = self.crash_at
+            && self.operations >= at
+        {
+            self.crash(seed);
+        }
+    }
+}
+
 impl SimulatedDisk {
     /// An empty disk.
     pub fn new(capacity: u64) -> Self {
@@ -154,32 +190,26 @@ impl SimulatedDisk {
             life: 0,
             is_locked: false,
             sync_count: 0,
+            operations: 0,
+            crash_at: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
     /// Power is cut: what was not synced survives by the tosses of `seed`. Handles opened before do nothing any more.
     pub fn crash(&self, seed: u64) {
+        self.shared.lock().crash(seed);
+    }
+
+    /// Cuts the power when so many more operations on files have been begun.
+    pub fn crash_after(&self, operations: u64, seed: u64) {
         let mut shared = self.shared.lock();
-        let mut coin = Coin(seed);
-        for contents in shared.files.values_mut() {
-            contents.crash(&mut coin);
-        }
-        let changed: BTreeSet<String> =
-            shared.names.keys().chain(shared.durable_names.keys()).cloned().collect();
-        for name in changed {
-            let (now, durable) = (shared.names.get(&name).copied(), shared.durable_names.get(&name).copied());
-            if now != durable && coin.toss() {
-                match now {
-                    Some(file) => shared.durable_names.insert(name, file),
-                    None => shared.durable_names.remove(&name),
-                };
-            }
-        }
-        shared.names = shared.durable_names.clone();
-        shared.life += 1;
-        shared.is_locked = false;
-        shared.faults = Faults::default();
+        shared.crash_at = Some((shared.operations + operations, seed));
+    }
+
+    /// Whether a crash that was set with [`Self::crash_after`] is still to come; it comes no more.
+    pub fn cancel_crash(&self) -> bool {
+        self.shared.lock().crash_at.take().is_some()
     }
 
     /// The process dies, the machine does not: nothing written is lost, handles do nothing any more.
@@ -301,6 +331,7 @@ struct SimulatedFile {
 impl SimulatedFile {
     fn with<R>(&self, act: impl FnOnce(&mut Contents, &mut Faults) -> io::Result<R>) -> io::Result<R> {
         let mut shared = self.shared.lock();
+        shared.begin_operation();
         if shared.life != self.life {
             return Err(io::Error::other("the machine has crashed"));
         }

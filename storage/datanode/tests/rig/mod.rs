@@ -30,6 +30,10 @@ impl FakeScm {
     pub fn command(&self, commands: Vec<DatanodeCommand>) {
         self.commands.lock().extend(commands);
     }
+
+    pub fn forget(&self) {
+        self.commands.lock().clear();
+    }
 }
 
 pub fn key() -> TokenKey {
@@ -129,6 +133,11 @@ impl Rig {
             self.disk.crash(11);
             self.datanode.shutdown().await;
         }
+        self.reopen().await;
+    }
+
+    /// Opens what is on the disk now.
+    pub async fn reopen(&mut self) {
         self.datanode = open(&self.config, &self.disk).await;
         self.start().await;
     }

@@ -183,7 +183,7 @@ fn content_encoding(headers: &HeaderMap) -> Option<String> {
         .map(str::trim)
         .filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("aws-chunked"))
         .collect();
-    if codings.is_empty() { None } else { Some(codings.join(",")) }
+    if codings.is_empty() { None } else { Some(codings.join(", ")) }
 }
 
 /// Refuses a body that claims the aws-chunked coding without a payload mode that says how to take it off: framing must
@@ -261,7 +261,7 @@ mod tests {
         ]);
         let attributes = attributes(&headers).unwrap();
         assert_eq!(attributes.content_type.as_deref(), Some("text/plain"));
-        assert_eq!(attributes.content_encoding.as_deref(), Some("gzip,br"));
+        assert_eq!(attributes.content_encoding.as_deref(), Some("gzip, br"));
         assert_eq!(attributes.cache_control, None);
         let metadata = &attributes.user_metadata;
         assert_eq!(sent_again(&metadata[0].1).unwrap().as_bytes(), "Hello World\u{e9}".as_bytes());

@@ -12,6 +12,7 @@ use crate::dispatch::Outcome;
 use crate::error::S3Error;
 use crate::headers::storage_class_name;
 use crate::listing::{Encoding, name_parameter, page_size};
+use crate::operation::Operation;
 use crate::request::RequestContext;
 use crate::response;
 use crate::service::{read_token, write_owner, write_token};
@@ -42,7 +43,12 @@ impl Parameters {
     /// The elements that repeat the question.
     fn write(&self, xml: &mut XmlWriter, context: &RequestContext) {
         xml.text("Name", context.target.bucket.as_deref().unwrap_or(""));
-        xml.text("Prefix", &self.encoding.show(&self.prefix));
+        let is_first_version = context.operation == Operation::ListObjects;
+        let prefix = match is_first_version {
+            true => self.encoding.show_barely(&self.prefix),
+            false => self.encoding.show(&self.prefix),
+        };
+        xml.text("Prefix", &prefix);
         if !self.delimiter.is_empty() {
             xml.text("Delimiter", &self.encoding.show(&self.delimiter));
         }

@@ -1,6 +1,8 @@
 //! What the listings have in common: their parameters, and names as they are shown.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use wire::limits::{KEY_NAME_BYTES_MAX, LIST_ENTRIES_MAX};
 
 use crate::error::S3Error;
@@ -9,6 +11,9 @@ use crate::query::Query;
 /// What `encoding-type=url` leaves as it is.
 const URL_ENCODED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/').remove(b'*');
+
+/// What must be encoded at least, so that decoding gives the text back and XML can carry it.
+const URL_ENCODED_BARELY: &AsciiSet = &CONTROLS.remove(b'\t').remove(b'\n').add(b'%').add(b'+');
 
 /// How names are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +39,34 @@ impl Encoding {
     }
 
     /// A name as this encoding shows it.
-    pub(crate) fn show(self, name: &str) -> std::borrow::Cow<'_, str> {
+    pub(crate) fn show(self, name: &str) -> Cow<'_, str> {
         match self {
             Self::Plain => name.into(),
             Self::Url => utf8_percent_encode(name, URL_ENCODED).into(),
+        }
+    }
+}
+
+impl Encoding {
+    /// As [`Self::show`], encoding no more than decoding needs. For the prefix of ListObjects, which botocore asks to have
+    /// encoded and then does not decode: most prefixes reach its callers as they were.
+    pub(crate) fn show_barely(self, name: &str) -> Cow<'_, str> {
+        match self {
+            Self::Plain => name.into(),
+            Self::Url => {
+                // The set speaks of ASCII only; everything beyond stays as it is.
+                let mut shown = String::with_capacity(name.len());
+                for character in name.chars() {
+                    match character.is_ascii() {
+                        true => shown.extend(utf8_percent_encode(
+                            character.encode_utf8(&mut [0; 4]),
+                            URL_ENCODED_BARELY,
+                        )),
+                        false => shown.push(character),
+                    }
+                }
+                shown.into()
+            }
         }
     }
 }
@@ -101,6 +130,7 @@ mod tests {
     fn url_encoding_keeps_slashes() {
         let shown = Encoding::of(&query("encoding-type=url")).unwrap();
         assert_eq!(shown.show("foo+1/b a\u{1}\u{e9}"), "foo%2B1/b%20a%01%C3%A9");
+        assert_eq!(shown.show_barely("a b\n%+/\u{1}\u{e9}"), "a b\n%25%2B/%01\u{e9}");
         assert_eq!(Encoding::of(&query("encoding-type=")).unwrap().show("a b"), "a b");
         assert!(Encoding::of(&query("encoding-type=base64")).is_err());
     }

@@ -192,9 +192,8 @@ fn expected_checksum(headers: &HeaderMap) -> Result<Option<Checksum>, S3Error> {
     let mut found = None;
     for algorithm in ChecksumAlgorithm::ALL {
         let Some(value) = headers.get(algorithm.header()) else { continue };
-        let checksum = parse_checksum(algorithm, value.to_str().unwrap_or(""), stated).ok_or_else(|| {
-            S3Error::invalid_request(format!("Value for {} header is invalid.", algorithm.header()))
-        })?;
+        let checksum = parse_checksum(algorithm, value.to_str().unwrap_or(""), stated)
+            .ok_or_else(|| checksum::invalid_value(algorithm.header()))?;
         if found.replace(checksum).is_some() {
             return Err(S3Error::invalid_request(
                 "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
@@ -375,8 +374,8 @@ mod tests {
         let of = |value| expected_checksum(&headers(&[("x-amz-checksum-crc32", value)]));
         assert_eq!(of("AAAAAA==").unwrap().unwrap().kind, ChecksumKind::FullObject);
         assert_eq!(of("AAAAAA==-3").unwrap().unwrap().kind, ChecksumKind::Composite);
-        assert_eq!(of("AAAA").unwrap_err().code, "InvalidRequest");
-        assert_eq!(of("AAAAAA==-x").unwrap_err().code, "InvalidRequest");
+        assert_eq!(of("AAAA").unwrap_err().code, "BadDigest");
+        assert_eq!(of("AAAAAA==-x").unwrap_err().code, "BadDigest");
         assert_eq!(expected_checksum(&headers(&[])).unwrap(), None);
     }
 }

@@ -23,12 +23,17 @@ pub(crate) fn parse_iso_basic(text: &str) -> Option<i64> {
     Some(Offset::UTC.to_timestamp(civil).ok()?.as_millisecond())
 }
 
-/// Parses a `Date` or `x-amz-date` header: ISO 8601 basic, or any of the three forms of an HTTP date.
+/// Parses a `Date` or `x-amz-date` header: ISO 8601 basic, any of the three forms of an HTTP date, or RFC 2822 in GMT.
 pub(crate) fn parse_header(text: &str) -> Option<i64> {
     if let Some(ms) = parse_iso_basic(text) {
         return Some(ms);
     }
-    let time = httpdate::parse_http_date(text).ok()?;
+    // RFC 2822 spells GMT in numbers too; Python's formatdate does.
+    let text = match text.strip_suffix(" -0000").or_else(|| text.strip_suffix(" +0000")) {
+        Some(bare) => std::borrow::Cow::Owned(format!("{bare} GMT")),
+        None => std::borrow::Cow::Borrowed(text),
+    };
+    let time = httpdate::parse_http_date(&text).ok()?;
     let since_epoch = time.duration_since(std::time::UNIX_EPOCH).ok()?;
     i64::try_from(since_epoch.as_millis()).ok()
 }
@@ -63,6 +68,8 @@ mod tests {
     fn both_forms_name_the_same_instant() {
         assert_eq!(parse_iso_basic("20130524T000000Z"), Some(1_369_353_600_000));
         assert_eq!(parse_header("Fri, 24 May 2013 00:00:00 GMT"), Some(1_369_353_600_000));
+        assert_eq!(parse_header("Fri, 24 May 2013 00:00:00 -0000"), Some(1_369_353_600_000));
+        assert_eq!(parse_header("Fri, 24 May 2013 00:00:00 +0200"), None);
         assert_eq!(iso_basic(1_369_353_600_000), "20130524T000000Z");
         assert_eq!(iso_extended(1_369_353_600_000), "2013-05-24T00:00:00Z");
     }

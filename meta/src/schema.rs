@@ -177,6 +177,9 @@ pub(crate) struct KeyRest {
     pub(crate) checksums: Vec<Checksum>,
     pub(crate) parts: Vec<PartRun>,
     pub(crate) data: Data,
+    /// See `KeyInfo::part_checksums`.
+    #[serde(default)]
+    pub(crate) part_checksums: ByteBuf,
 }
 
 /// The current version of a key.
@@ -207,8 +210,8 @@ impl KeyRow {
     }
 
     pub(crate) fn into_info(self) -> (KeyInfo, Data) {
-        let KeyRest { version, write_id, replication, attributes, checksums, parts, data } = self.rest;
-        (KeyInfo { version, head: self.head, attributes, checksums, parts, replication, write_id }, data)
+        let KeyRest { version, write_id, replication, attributes, checksums, parts, data, part_checksums } = self.rest;
+        (KeyInfo { version, head: self.head, attributes, checksums, parts, replication, write_id, part_checksums }, data)
     }
 }
 

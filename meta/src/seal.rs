@@ -11,6 +11,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_bytes::ByteBuf;
 use sha1::Sha1;
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use crate::schema::AccessKeyRow;
 
@@ -36,16 +37,17 @@ impl Sealer {
     }
 
     /// The secret. None if it was sealed under another cluster key.
-    pub(crate) fn open(&self, access_key: &str, row: &AccessKeyRow) -> Option<String> {
+    pub(crate) fn open(&self, access_key: &str, row: &AccessKeyRow) -> Option<Zeroizing<String>> {
         let payload = Payload { msg: &row.sealed, aad: access_key.as_bytes() };
         let secret = self.cipher.decrypt((&row.nonce).into(), payload).ok()?;
-        String::from_utf8(secret).ok()
+        String::from_utf8(secret).ok().map(Zeroizing::new)
     }
 }
 
 /// SigV4's signing key: the end of the chain over day, region and service.
 pub(crate) fn signing_key(secret: &str, day: &str, region: &str, service: &str) -> [u8; 32] {
-    let first = hmac_sha256(format!("AWS4{secret}").as_bytes(), day.as_bytes());
+    let start = Zeroizing::new(format!("AWS4{secret}"));
+    let first = hmac_sha256(start.as_bytes(), day.as_bytes());
     let second = hmac_sha256(&first, region.as_bytes());
     let third = hmac_sha256(&second, service.as_bytes());
     hmac_sha256(&third, b"aws4_request")
@@ -76,7 +78,7 @@ mod tests {
         let nonce = [7; 12];
         let sealed = sealer.seal("AK", "secret", &nonce);
         let row = AccessKeyRow { user: UserId("u".into()), nonce, sealed };
-        assert_eq!(sealer.open("AK", &row).as_deref(), Some("secret"));
+        assert_eq!(sealer.open("AK", &row).as_deref().map(String::as_str), Some("secret"));
         assert_eq!(sealer.open("OTHER", &row), None);
         assert_eq!(Sealer::new(&[2; 32]).open("AK", &row), None);
     }

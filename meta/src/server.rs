@@ -27,6 +27,7 @@ use wire::om::{
     TakeLoan, UserInfo,
 };
 use wire::status::{Failure, Status};
+use zeroize::Zeroizing;
 
 use crate::command::{self, Command};
 use crate::config::OmConfig;
@@ -296,7 +297,7 @@ impl Om {
             Ok((row, user)) => {
                 let secret = self.sealer.open(&request.access_key, &row);
                 // At every start the same users come again: no change, no new version.
-                if user == request.user && secret.as_ref() == Some(&request.secret.0) {
+                if user == request.user && secret.as_deref() == Some(&request.secret.0) {
                     return Ok(());
                 }
             }
@@ -324,7 +325,7 @@ impl Om {
     }
 
     /// The secret of an access key, its user, and the access version it was read at.
-    async fn secret(&self, access_key: &str) -> Result<(String, UserInfo, u64), CallError> {
+    async fn secret(&self, access_key: &str) -> Result<(Zeroizing<String>, UserInfo, u64), CallError> {
         let view = self.view().await?;
         let (row, user) = access::get(view.as_ref(), access_key).map_err(error::of_stop)?;
         let access_version = view.access_version().map_err(|error| error::of_store(&error))?;

@@ -115,6 +115,11 @@ impl Job {
         Duration::from_millis(interval_ms.max(1))
     }
 
+    /// Whether it empties a queue in bounded turns.
+    const fn has_queue(self) -> bool {
+        matches!(self, Self::WorkQueue | Self::DeletionHandover)
+    }
+
     async fn turn(self, om: &Om) -> Result<u64, Failure> {
         match self {
             Self::LeaseKeeper => keep_leases(om).await,
@@ -202,8 +207,13 @@ async fn run(om: Weak<Om>, worker: Arc<Worker>, interval: Duration, mut stop: wa
     while !*stop.borrow_and_update() {
         let Some(om) = om.upgrade() else { return };
         let mut pause = interval;
-        if !worker.is_paused.load(Ordering::Relaxed) && om.is_leader() && turn(&om, &worker).await.is_err() {
-            pause = pause.min(RETRY_INTERVAL);
+        if !worker.is_paused.load(Ordering::Relaxed) && om.is_leader() {
+            pause = match turn(&om, &worker).await {
+                // The turn ended at its limit: more is waiting.
+                Ok(done) if done >= STEPS_MAX as u64 && worker.job.has_queue() => Duration::ZERO,
+                Ok(_) => interval,
+                Err(()) => interval.min(RETRY_INTERVAL),
+            };
         }
         // A worker that sleeps keeps nobody alive.
         drop(om);
@@ -221,7 +231,7 @@ async fn run(om: Weak<Om>, worker: Arc<Worker>, interval: Duration, mut stop: wa
     }
 }
 
-async fn turn(om: &Om, worker: &Worker) -> Result<(), ()> {
+async fn turn(om: &Om, worker: &Worker) -> Result<u64, ()> {
     let outcome = worker.job.turn(om).await;
     let mut status = worker.status.lock();
     status.1 = clock::now_ms();
@@ -229,7 +239,7 @@ async fn turn(om: &Om, worker: &Worker) -> Result<(), ()> {
         Ok(done) => {
             status.0 += done;
             status.2 = None;
-            Ok(())
+            Ok(done)
         }
         Err(failure) => {
             let error = failure.to_string();

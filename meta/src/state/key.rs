@@ -121,6 +121,7 @@ pub(crate) fn commit(txn: &mut Txn<'_, '_>, command: CommitKey) -> Result<Reply,
             checksums: command.checksums,
             parts: Vec::new(),
             data,
+            part_checksums: Default::default(),
         },
     };
     replace(txn, bucket, &command.key, old.as_ref(), &row)?;

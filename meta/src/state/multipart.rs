@@ -20,9 +20,10 @@ use std::ops::ControlFlow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use consensus::{Rows, StoreError};
+use serde_bytes::ByteBuf;
 use wire::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
 use wire::ids::{BucketId, WriteId};
-use wire::limits::{PART_BYTES_MIN, PARTS_MAX};
+use wire::limits::{PART_BYTES_MIN, PART_CHECKSUM_BYTES_MAX, PARTS_MAX};
 use wire::names::KeyName;
 use wire::om::{
     AbortUpload, CommitPart, CompleteUpload, CompletedPart, CreateUpload, KeyCommitted, KeyHead, ListParts,
@@ -157,6 +158,7 @@ pub(crate) fn complete(txn: &mut Txn<'_, '_>, command: &CompleteUpload) -> Resul
             checksums,
             parts: part_runs(parts.iter().map(|(_, row)| row.size)),
             data,
+            part_checksums: part_checksums(upload.checksum, &sums),
         },
     };
     key::replace(txn, bucket, &command.key, old.as_ref(), &row)?;
@@ -189,12 +191,16 @@ fn chosen_parts(rows: &impl Rows, command: &CompleteUpload) -> Result<Vec<(u32, 
     let (Some(first), Some(last)) = (command.parts.first(), command.parts.last()) else {
         return Err(Rejection::Invalid("no part is named".to_owned()).into());
     };
-    if !command.parts.is_sorted_by(|a, b| a.part < b.part) {
+    if !command.parts.is_sorted_by(|a, b| a.part <= b.part) {
         return Err(Rejection::InvalidPartOrder.into());
     }
+    // A client that sent a part twice may name both answers; the later one stands.
+    let is_last_of_its_number =
+        |at: usize| command.parts.get(at + 1).is_none_or(|next| next.part != command.parts[at].part);
     let from = part_row_key(command.upload, first.part);
     let to = part_row_key(command.upload, last.part.saturating_add(1));
-    let mut wanted = command.parts.iter().peekable();
+    let wanted = command.parts.iter().enumerate().filter(|(at, _)| is_last_of_its_number(*at));
+    let mut wanted = wanted.map(|(_, part)| part).peekable();
     let mut chosen = Vec::with_capacity(command.parts.len());
     let mut stop = None;
     rows.scan(PART, &from, Some(&to), &mut |row_key, value| {
@@ -288,6 +294,15 @@ fn object_checksums(
         checksums.extend(combine(always.0, always.1, sums));
     }
     checksums
+}
+
+/// The parts' checksums of the algorithm asked for, one after the other; none if one is missing or they are too many.
+fn part_checksums(asked: Option<(ChecksumAlgorithm, ChecksumKind)>, sums: &[PartSums<'_>]) -> ByteBuf {
+    let values = asked.map(|(algorithm, _)| {
+        let values: Option<Vec<&[u8]>> = sums.iter().map(|part| value_of(part.checksums, algorithm)).collect();
+        values.unwrap_or_default().concat()
+    });
+    ByteBuf::from(values.filter(|values| values.len() <= PART_CHECKSUM_BYTES_MAX).unwrap_or_default())
 }
 
 /// Part sizes, run-length coded.

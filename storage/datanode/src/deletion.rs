@@ -30,6 +30,7 @@ pub(crate) fn delete_blocks(
     disk.check(container.id())?;
     {
         let _writer = disk.index_writer.lock();
+        disk.check_index_room()?;
         if container.state.lock().deletion_done >= transaction {
             return Ok(());
         }
@@ -166,6 +167,12 @@ pub(crate) fn seal(container: &Arc<Container>) -> Result<(), BlockError> {
     disk.mark_dirty(container);
     disk.changed(container.id());
     tracing::info!(container = %container.id(), "container sealed");
+    // The seal bars every id, so the barred ones need no rows. Not durable: rows that come back do no harm.
+    let _writer = disk.index_writer.lock();
+    let batch = IndexBatch { clear_deleted: Some(container.id()), ..IndexBatch::default() };
+    if let Err(error) = disk.flush_index_with(batch, false) {
+        tracing::warn!(container = %container.id(), %error, "barred ids of a sealed container keep their rows");
+    }
     Ok(())
 }
 

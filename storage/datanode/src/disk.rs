@@ -3,6 +3,7 @@
 //! ```text
 //! DISK/ identity   whose disk it is       lock        held while the process lives
 //!       index.redb the index              clean       stands only after an orderly end
+//!       ballast   room for the index when the disk is full
 //!       <id>.container                    one file a container
 //! ```
 //!
@@ -37,6 +38,12 @@ use crate::index::{Index, IndexBatch};
 pub(crate) const INDEX_NAME: &str = "index.redb";
 /// The name that stands only between an orderly end and the next start.
 pub(crate) const CLEAN_NAME: &str = "clean";
+/// A file that only takes up room: removed when the disk is full, so that the index can record deletions.
+pub(crate) const BALLAST_NAME: &str = "ballast";
+/// Its size, on a disk large enough: hundreds of deletion transactions.
+const BALLAST_BYTES: u64 = 16 << 20;
+/// With less room than this the index is not written: an error inside redb would take the disk out of service.
+const INDEX_ROOM_BYTES: u64 = 1 << 20;
 /// Zero-filled ahead of the next block at most: enough for seconds of small blocks, little enough to be written at once.
 const PREPARE_AHEAD_BYTES: u64 = 16 << 20;
 /// Containers waiting to be zero-filled; more are left out, since their next writer asks again.
@@ -190,6 +197,31 @@ impl Disk {
         Ok(self.room()?.available >= bytes + self.reserve)
     }
 
+    /// Refuses if the index might find no room. Gives the ballast away before it does.
+    pub(crate) fn check_index_room(&self) -> Result<(), BlockError> {
+        if self.room()?.available >= INDEX_ROOM_BYTES {
+            return Ok(());
+        }
+        if self.io.remove(BALLAST_NAME).is_ok() {
+            tracing::warn!(disk = %self.io.name(), "disk is full: its ballast was given to the index");
+        }
+        if self.room()?.available >= INDEX_ROOM_BYTES { Ok(()) } else { Err(BlockError::DiskFull) }
+    }
+
+    /// Takes up room for the index again, when there is plenty.
+    pub(crate) fn restore_ballast(&self) {
+        let Ok(room) = self.room() else { return };
+        let bytes = BALLAST_BYTES.min(room.capacity / 64);
+        let is_scarce = room.available < self.reserve + 2 * bytes;
+        if self.is_failed() || is_scarce || self.io.open(BALLAST_NAME, OpenMode::Existing).is_ok() {
+            return;
+        }
+        let made = self.io.open(BALLAST_NAME, OpenMode::Fresh).and_then(|file| file.allocate(0, bytes));
+        if let Err(error) = made {
+            tracing::warn!(disk = %self.io.name(), %error, "cannot keep room for the index");
+        }
+    }
+
     /// Free space that blocks may still take: what SCM places by.
     pub(crate) fn available_for_blocks(&self) -> u64 {
         let room = if self.is_failed() { None } else { self.room().ok() };
@@ -246,6 +278,8 @@ impl Disk {
         if self.is_failed() {
             return Err(BlockError::Index("the disk is out of service".to_owned()));
         }
+        // Before anything is taken from the containers: what waits for the index goes on waiting.
+        self.check_index_room()?;
         let dirty: Vec<Arc<Container>> = self.dirty.lock().drain().map(|(_, container)| container).collect();
         self.recent_count.store(0, Ordering::Relaxed);
         let collected: Vec<_> = dirty.iter().map(|container| container.collect(&mut batch)).collect();

@@ -181,6 +181,9 @@ pub(crate) async fn housekeeping_loop(node: Arc<Node>) {
 
 /// One round of the housekeeping.
 pub(crate) fn keep_house(node: &Node) {
+    for disk in &node.disks {
+        disk.restore_ballast();
+    }
     let containers: Vec<Arc<Container>> = node.containers.read().values().cloned().collect();
     for container in containers {
         let (is_closing, has_punches) = {

@@ -108,6 +108,8 @@ pub(crate) struct IndexBatch {
     pub(crate) remove_intents: Vec<(ContainerId, LocalId)>,
     /// Ids that no write may take any more.
     pub(crate) put_deleted: Vec<(ContainerId, LocalId)>,
+    /// A container that is sealed and bars no single ids any more.
+    pub(crate) clear_deleted: Option<ContainerId>,
     /// A replica that is dropped: all its rows go, the tombstone stays.
     pub(crate) drop_container: Option<(ContainerId, Generation, UnixMs)>,
     /// Tombstones that no token is old enough for.
@@ -169,6 +171,10 @@ impl Index {
             let mut deleted = txn.open_table(DELETED).map_err(fail)?;
             for (container, local) in &batch.put_deleted {
                 deleted.insert((container.0, local.0), ()).map_err(fail)?;
+            }
+            if let Some(container) = batch.clear_deleted {
+                let all = (container.0, 0)..=(container.0, u64::MAX);
+                deleted.retain_in(all, |_, ()| false).map_err(fail)?;
             }
             let mut tombstones = txn.open_table(TOMBSTONE).map_err(fail)?;
             for container in &batch.remove_tombstones {

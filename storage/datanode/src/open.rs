@@ -113,6 +113,9 @@ fn open_disk(
     let room = io.room().map_err(failed)?;
     let tombstones = index.tombstones().map_err(index_failed)?;
     let disk = Disk::new(io.clone(), index, files.clone(), changes.clone(), config, room);
+    if let Err(error) = disk.check_index_room() {
+        tracing::warn!(disk = %disk.io.name(), %error, "opening a disk without room for its index");
+    }
     let mut batch = IndexBatch::default();
     for (container, generation, at_ms) in tombstones {
         if now_ms.saturating_sub(at_ms) > TOMBSTONE_LIFE_MS && !names.contains(&file_name(container)) {

@@ -159,7 +159,7 @@ fn check_run(run: &ChunkRun, before: u64, reserved: u64) -> Result<(), BlockErro
     if run.data.is_empty() || run.data.len() > CHUNK_RUN_BYTES_MAX {
         return Err(BlockError::Invalid("a run has 1 byte to 1 MiB"));
     }
-    if before % CHUNK_BYTES as u64 != 0 {
+    if !before.is_multiple_of(CHUNK_BYTES as u64) {
         return Err(BlockError::Invalid("only the last run of a block may end in a short chunk"));
     }
     if before + run.data.len() as u64 > reserved {

@@ -28,7 +28,7 @@ fn header(salt: u8) -> ContainerHeader {
 }
 
 fn rules() -> &'static dyn ContainerLayout {
-    layout(1).unwrap()
+    layout(1).expect("layout 1 is known")
 }
 
 fn block(local: u64) -> BlockId {
@@ -66,13 +66,13 @@ fn extent(
 
 fn file_of(bytes: &[u8]) -> Arc<dyn BlockFile> {
     let disk = SimulatedDisk::new(1 << 40);
-    let file = disk.open("c", OpenMode::Fresh).unwrap();
-    file.write_at(0, &[bytes]).unwrap();
+    let file = disk.open("c", OpenMode::Fresh).expect("a fresh file opens");
+    file.write_at(0, &[bytes]).expect("there is room");
     file
 }
 
 fn scan_bytes(bytes: &[u8], header: &ContainerHeader) -> Scan {
-    scan(&*file_of(bytes), header, rules(), 0, &[]).unwrap()
+    scan(&*file_of(bytes), header, rules(), 0, &[]).expect("the file can be read")
 }
 
 struct Built {

@@ -119,7 +119,11 @@ impl Rig {
         // Registered once a bad token is denied rather than put off.
         self.until_async(async |rig| {
             let run = ChunkRun::new(Bytes::from_static(b"x"));
-            rig.datanode.write_small_block(bad.clone(), run).await.unwrap_err().status == Status::Denied
+            rig.datanode
+                .write_small_block(bad.clone(), run)
+                .await
+                .err()
+                .is_some_and(|failure| failure.status == Status::Denied)
         })
         .await;
     }
@@ -262,5 +266,6 @@ pub fn uuid_of(byte: u8) -> uuid::Uuid {
 
 async fn open(config: &DatanodeConfig, disk: &SimulatedDisk) -> Datanode {
     let (config, io) = (config.clone(), Arc::new(disk.clone()) as Arc<dyn DiskIo>);
-    tokio::task::spawn_blocking(move || Datanode::open_on(config, vec![io])).await.unwrap().unwrap()
+    let opened = tokio::task::spawn_blocking(move || Datanode::open_on(config, vec![io])).await;
+    opened.expect("opening does not panic").expect("the disk opens")
 }

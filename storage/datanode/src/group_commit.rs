@@ -122,3 +122,105 @@ fn sync_files(disk: &Disk, batch: &[Waiting]) -> Result<(), ()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use wire::block::Replication;
+    use wire::chunk::BlockDigest;
+    use wire::ids::{ClusterId, ContainerId, Generation, LocalId};
+
+    use super::*;
+    use crate::config::DatanodeConfig;
+    use crate::container::Begin;
+    use crate::disk::Changes;
+    use crate::extent::{ContainerHeader, Salt};
+    use crate::layout::LAYOUT_CURRENT;
+    use crate::open::{create_container, open_disks};
+    use crate::simulated::{Faults, SimulatedDisk};
+
+    /// A disk without threads: the test commits.
+    fn disk_and_container(simulated: &SimulatedDisk) -> (Arc<Disk>, Arc<Container>) {
+        let mut config = DatanodeConfig::new(Vec::new(), ClusterId::default());
+        config.reserve_bytes = 0;
+        let opened =
+            open_disks(&config, vec![Arc::new(simulated.clone())], &Arc::new(Changes::default()), 0).unwrap();
+        let header = ContainerHeader {
+            layout: LAYOUT_CURRENT,
+            container: ContainerId(1),
+            generation: Generation(1),
+            replication: Replication::One,
+            replica_index: 0,
+            cluster: ClusterId::default(),
+            salt: Salt([1; 16]),
+        };
+        let container = create_container(&opened.disks[0], header).unwrap();
+        (opened.disks[0].clone(), container)
+    }
+
+    type Answer = oneshot::Receiver<Result<(), BlockError>>;
+
+    fn push(disk: &Disk, container: &Arc<Container>, local: u64) -> Answer {
+        let begun = container.begin_write(LocalId(local), 100, true, true).unwrap();
+        let Begin::Reserved(reservation) = begun else { panic!("the id is new") };
+        container.file().unwrap().write_at(reservation.offset, &[&[1; 4096]]).unwrap();
+        let extent = Extent {
+            offset: reservation.offset,
+            size: reservation.size,
+            length: 100,
+            digest: BlockDigest(1),
+        };
+        let (done, answer) = oneshot::channel();
+        disk.commits.push(Waiting { reservation, extent, done });
+        answer
+    }
+
+    #[test]
+    fn all_that_wait_share_one_sync_and_none_is_seen_before() {
+        let simulated = SimulatedDisk::new(1 << 30);
+        let (disk, container) = disk_and_container(&simulated);
+        let mut answers: Vec<Answer> = (0..10).map(|local| push(&disk, &container, local)).collect();
+        assert!(matches!(container.pin(LocalId(3)), Err(BlockError::NoBlock(_))));
+        assert!(answers[3].try_recv().is_err());
+        let before = simulated.sync_count();
+        commit_batch(&disk, disk.commits.take().unwrap());
+        assert_eq!(simulated.sync_count(), before + 1);
+        for answer in &mut answers {
+            assert!(matches!(answer.try_recv(), Ok(Ok(()))));
+        }
+        assert!(container.pin(LocalId(3)).is_ok());
+    }
+
+    #[test]
+    fn a_failed_sync_fails_its_batch_and_all_that_wait_and_is_not_repeated() {
+        let simulated = SimulatedDisk::new(1 << 30);
+        let (disk, container) = disk_and_container(&simulated);
+        let mut first: Vec<Answer> = (0..3).map(|local| push(&disk, &container, local)).collect();
+        let batch = disk.commits.take().unwrap();
+        let mut waiting: Vec<Answer> = (3..6).map(|local| push(&disk, &container, local)).collect();
+        simulated.set_faults(Faults { next_sync_fails: true, ..Faults::default() });
+        let before = simulated.sync_count();
+        commit_batch(&disk, batch);
+        assert!(disk.is_failed());
+        commit_batch(&disk, disk.commits.take().unwrap());
+        assert_eq!(simulated.sync_count(), before, "a second sync would succeed and lie");
+        for answer in first.iter_mut().chain(&mut waiting) {
+            assert!(matches!(answer.try_recv(), Ok(Err(BlockError::DiskFailed(_)))));
+        }
+        assert!(matches!(container.begin_write(LocalId(9), 1, true, true), Err(BlockError::DiskFailed(_))));
+        assert!(disk.flush_index(true).is_err(), "nothing of that disk is recorded any more");
+    }
+
+    #[test]
+    fn a_write_that_is_given_up_leaves_no_bytes_and_its_id_free() {
+        let simulated = SimulatedDisk::new(1 << 30);
+        let (disk, container) = disk_and_container(&simulated);
+        let answer = push(&disk, &container, 1);
+        let offset = container.state.lock().in_flight.first_key_value().map(|(offset, _)| *offset).unwrap();
+        drop(disk.commits.take());
+        drop(answer);
+        let file = container.file().unwrap();
+        assert!(file.read_at(offset, 4096).unwrap().iter().all(|byte| *byte == 0));
+        assert!(matches!(container.begin_write(LocalId(1), 1, true, true), Ok(Begin::Reserved(_))));
+        assert!(container.state.lock().in_flight.is_empty());
+    }
+}

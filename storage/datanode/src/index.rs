@@ -200,37 +200,40 @@ impl Index {
         decode_extent(container, local, row.value()).map(Some).ok_or(IndexError::Corrupt("block"))
     }
 
-    /// All blocks of a container. A row that is corrupt is left out and counted.
-    pub(crate) fn blocks_of(
+    /// Visits all blocks of a container. A row that is corrupt is left out; answers how many there are.
+    pub(crate) fn visit_blocks(
         &self,
         container: ContainerId,
-    ) -> Result<(Vec<(LocalId, Extent)>, u64), IndexError> {
-        self.extents_of(BLOCK, container)
+        visit: impl FnMut(LocalId, Extent),
+    ) -> Result<u64, IndexError> {
+        self.visit_extents(BLOCK, container, visit)
     }
 
     /// All open deletion intents of a container.
     pub(crate) fn intents_of(&self, container: ContainerId) -> Result<Vec<(LocalId, Extent)>, IndexError> {
-        Ok(self.extents_of(INTENT, container)?.0)
+        let mut found = Vec::new();
+        self.visit_extents(INTENT, container, |local, extent| found.push((local, extent)))?;
+        Ok(found)
     }
 
-    fn extents_of(
+    fn visit_extents(
         &self,
         table: TableDefinition<'static, (u64, u64), &'static [u8]>,
         container: ContainerId,
-    ) -> Result<(Vec<(LocalId, Extent)>, u64), IndexError> {
+        mut visit: impl FnMut(LocalId, Extent),
+    ) -> Result<u64, IndexError> {
         let txn = self.database.begin_read().map_err(fail)?;
         let table = txn.open_table(table).map_err(fail)?;
-        let mut found = Vec::new();
         let mut corrupt = 0;
         for row in table.range((container.0, 0)..=(container.0, u64::MAX)).map_err(fail)? {
             let (row_key, value) = row.map_err(fail)?;
             let local = LocalId(row_key.value().1);
             match decode_extent(container, local, value.value()) {
-                Some(extent) => found.push((local, extent)),
+                Some(extent) => visit(local, extent),
                 None => corrupt += 1,
             }
         }
-        Ok((found, corrupt))
+        Ok(corrupt)
     }
 
     /// Ids of a container that no write may take.

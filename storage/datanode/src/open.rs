@@ -222,21 +222,25 @@ fn recover_container(
     let must_scan = is_header_right && (row.is_none() || (!is_sealed && !was_clean));
     if must_scan {
         let from = row.as_ref().map_or(first, |row| row.checkpoint_end);
-        let (blocks, corrupt_rows) = disk.index.blocks_of(id).map_err(index_failed)?;
+        let (mut known, mut used_bytes, mut block_count) = (Vec::new(), 0, 0);
+        // A container may hold a million blocks: only those beyond the checkpoint are kept.
+        let corrupt_rows = disk
+            .index
+            .visit_blocks(id, |_, extent| {
+                used_bytes += extent.length;
+                block_count += 1;
+                if extent.offset >= from {
+                    known.push((extent.offset, extent.size));
+                }
+            })
+            .map_err(index_failed)?;
         state.is_unhealthy |= corrupt_rows > 0;
         if row.is_none() {
-            state.used_bytes = blocks.iter().map(|(_, extent)| extent.length).sum();
-            state.block_count = blocks.len() as u64;
+            (state.used_bytes, state.block_count) = (used_bytes, block_count);
         }
-        let mut known: Vec<(u64, u64)> = blocks
-            .iter()
-            .map(|(_, extent)| (extent.offset, extent.size))
-            .filter(|(offset, _)| *offset >= from)
-            .collect();
         known.sort_unstable();
         let found = scan(&*file, &header, rules, from, &known).map_err(failed)?;
-        let indexed: HashSet<LocalId> = blocks.iter().map(|(local, _)| *local).collect();
-        take_found(id, found, &indexed, &deleted, &mut state, batch);
+        take_found(disk, id, found, &deleted, &mut state, batch).map_err(index_failed)?;
     }
     state.to_punch.extend(disk.index.intents_of(id).map_err(index_failed)?);
     if let Some(end) = sealed_end {
@@ -256,20 +260,20 @@ fn recover_container(
 
 /// Enters what a scan found.
 fn take_found(
+    disk: &Disk,
     id: ContainerId,
     found: Scan,
-    indexed: &HashSet<LocalId>,
     deleted: &HashSet<LocalId>,
     state: &mut State,
     batch: &mut IndexBatch,
-) {
+) -> Result<(), IndexError> {
     state.suspect_pages = found.suspect_pages;
     for (local, extent) in found.found {
         if deleted.contains(&local) {
             // A write that a deletion had overtaken: it was refused, and goes now.
             state.to_punch.push((local, extent));
             batch.put_intents.push((id, local, extent));
-        } else if indexed.contains(&local) {
+        } else if is_indexed(disk, id, local)? {
             // The indexed one was durable first; this one was given up by its writer.
             state.suspect_pages += extent.size / PAGE_BYTES;
         } else {
@@ -283,6 +287,16 @@ fn take_found(
         state.is_unhealthy = true;
         metrics::suspect_pages(state.suspect_pages);
         tracing::warn!(container = %id, pages = state.suspect_pages, "container holds bytes that are no whole block: kept");
+    }
+    Ok(())
+}
+
+fn is_indexed(disk: &Disk, id: ContainerId, local: LocalId) -> Result<bool, IndexError> {
+    match disk.index.block(id, local) {
+        Ok(extent) => Ok(extent.is_some()),
+        // A damaged row is replaced by what the file says.
+        Err(IndexError::Corrupt(_)) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

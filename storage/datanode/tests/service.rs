@@ -364,3 +364,31 @@ async fn a_disk_that_others_have_filled_still_deletes() {
     rig.restart(false).await;
     assert_eq!(rig.read(&entries[19], 0, 3).await.unwrap(), [3; 3]);
 }
+
+#[tokio::test]
+async fn changes_are_reported_once_and_all_at_registration() {
+    use wire::scm::ScmRequest;
+    let mut rig = Rig::new().await;
+    rig.write(1, 1, b"news").await.unwrap();
+    let beats_of = |rig: &Rig| -> Vec<usize> {
+        let requests = rig.scm.requests.lock();
+        let beats = requests.iter().filter_map(|request| match request {
+            ScmRequest::Heartbeat(beat) => Some(beat.replicas.len()),
+            _ => None,
+        });
+        beats.collect()
+    };
+    rig.until(|rig| beats_of(rig).contains(&1)).await;
+    rig.until(|rig| beats_of(rig).iter().rev().take_while(|count| **count == 0).count() > 3).await;
+    rig.restart(true).await;
+    let requests = rig.scm.requests.lock();
+    let registered = requests.iter().rev().find_map(|request| match request {
+        ScmRequest::RegisterDatanode(register) => Some(register.clone()),
+        _ => None,
+    });
+    let registered = registered.unwrap();
+    assert_eq!(registered.replicas.len(), 1);
+    assert_eq!(registered.replicas[0].block_count, 1);
+    assert_eq!(registered.disks.len(), 1);
+    assert_eq!(registered.datanode.id, rig.datanode.id());
+}

@@ -146,6 +146,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     let readiness = Readiness::waiting("the storage container manager");
     let metrics = admin::record_metrics()?;
+    gateway::metrics::describe();
     let stopping = CancellationToken::new();
     let operators = tokio::spawn({
         let router = admin::router(readiness.clone(), metrics);
@@ -158,6 +159,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     put_users(&config, &cluster, &root, &session).await?;
     create_buckets(&config, &cluster, &session).await?;
     session.close().await;
+    // Kept alive it would be renewed, and OM has just ended it.
+    drop(session);
     readiness.wait_for("the gateway");
     let gateway = Gateway::new(gateway_config(&config), roles.om.clone(), roles.datanodes.clone())
         .await

@@ -155,6 +155,9 @@ fn write_parts(context: &RequestContext, info: &KeyInfo, xml: &mut XmlWriter) ->
         xml.open("Part");
         xml.number("PartNumber", part.into());
         xml.number("Size", bytes.end - bytes.start);
+        if let Some(checksum) = part_checksum(info, part) {
+            xml.text(&format!("Checksum{}", checksum.algorithm.name()), &checksum::encode(&checksum));
+        }
         xml.close("Part");
     }
     xml.close("ObjectParts");
@@ -232,6 +235,8 @@ struct Piece {
     is_partial: bool,
     /// `x-amz-mp-parts-count`, if a part of a multipart object was asked for.
     parts_count: Option<u32>,
+    /// Which part, counted from 1 in the order of the object.
+    part: Option<u32>,
 }
 
 impl Wanted {
@@ -266,9 +271,9 @@ impl Wanted {
     fn resolve(self, info: &KeyInfo) -> Result<Piece, S3Error> {
         let size = info.head.size;
         match self {
-            Self::Whole => Ok(Piece { bytes: 0..size, is_partial: false, parts_count: None }),
+            Self::Whole => Ok(Piece { bytes: 0..size, is_partial: false, parts_count: None, part: None }),
             Self::Range(range) => match range.resolve(size) {
-                Ok(bytes) => Ok(Piece { bytes, is_partial: true, parts_count: None }),
+                Ok(bytes) => Ok(Piece { bytes, is_partial: true, parts_count: None, part: None }),
                 Err(_) => Err(S3Error::new(
                     "InvalidRange",
                     StatusCode::RANGE_NOT_SATISFIABLE,
@@ -279,7 +284,7 @@ impl Wanted {
             },
             // An object put whole is its own first part.
             Self::Part(1) if info.parts.is_empty() => {
-                Ok(Piece { bytes: 0..size, is_partial: size > 0, parts_count: None })
+                Ok(Piece { bytes: 0..size, is_partial: size > 0, parts_count: None, part: None })
             }
             Self::Part(number) => {
                 let bytes = part_bytes(&info.parts, number).ok_or_else(|| {
@@ -292,7 +297,7 @@ impl Wanted {
                     .with("ActualPartCount", parts_count(info).max(1).to_string())
                 })?;
                 let is_partial = !bytes.is_empty();
-                Ok(Piece { bytes, is_partial, parts_count: Some(parts_count(info)) })
+                Ok(Piece { bytes, is_partial, parts_count: Some(parts_count(info)), part: Some(number) })
             }
         }
     }
@@ -337,7 +342,13 @@ fn describe(context: &RequestContext, info: &KeyInfo, piece: &Piece) -> Result<R
     }
     set_attributes(headers, info);
     let is_whole = piece.bytes == (0..info.head.size);
-    if is_whole
+    if let Some((part, kind)) = piece.part.and_then(|part| Some((part, info.head.checksum?.1))) {
+        // S3 shows a part's own checksum unasked.
+        if let Some(checksum) = part_checksum(info, part) {
+            set(headers, HeaderName::from_static(checksum.algorithm.header()), &checksum::encode(&checksum));
+            headers.insert("x-amz-checksum-type", HeaderValue::from_static(kind.name()));
+        }
+    } else if is_whole
         && context.header("x-amz-checksum-mode").is_some_and(|mode| mode.eq_ignore_ascii_case("ENABLED"))
     {
         set_checksum(headers, info);
@@ -377,8 +388,14 @@ fn set_attributes(headers: &mut HeaderMap, info: &KeyInfo) {
 }
 
 /// As `response::set`, for a client's own text, which may hold any bytes.
+///
+/// SDKs send UTF-8 but read headers as ISO-8859-1 (boto3, Java, Node), so text of that alphabet is answered in it and
+/// comes back as it was given. Everything else is answered byte for byte.
 fn set_text(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Some(value) = sent_again(value) {
+    let sent: Option<Vec<u8>> =
+        value.chars().map(|character| u8::try_from(u32::from(character)).ok()).collect();
+    let text = sent.and_then(|bytes| String::from_utf8(bytes).ok());
+    if let Some(value) = text.as_deref().and_then(sent_again).or_else(|| sent_again(value)) {
         headers.insert(name, value);
     }
 }
@@ -387,6 +404,14 @@ fn set_text(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 pub(crate) fn shown_checksum(info: &KeyInfo) -> Option<&Checksum> {
     let algorithm = info.head.checksum.map_or(ChecksumAlgorithm::Crc64Nvme, |(algorithm, _)| algorithm);
     info.checksums.iter().find(|checksum| checksum.algorithm == algorithm)
+}
+
+/// The checksum of part `number`, if it was kept.
+fn part_checksum(info: &KeyInfo, number: u32) -> Option<Checksum> {
+    let (algorithm, _) = info.head.checksum?;
+    let from = (number as usize).checked_sub(1)? * algorithm.value_bytes();
+    let value = info.part_checksums.get(from..from + algorithm.value_bytes())?;
+    Some(Checksum::full(algorithm, value))
 }
 
 /// A checksum as S3 prints it: a composite one with its number of parts.

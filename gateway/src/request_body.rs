@@ -58,7 +58,9 @@ impl Source {
     pub(crate) fn incoming(body: Incoming, headers: &HeaderMap) -> Self {
         let waits =
             headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let invited = (waits && !body.is_end_stream()).then(Arc::default);
+        // Also for an empty body, for which hyper never sends `100 Continue`: botocore, once answered without it, reads
+        // the next answer on that connection wrongly and waits for ever, so the connection must not be used again.
+        let invited = waits.then(Arc::default);
         Self { bytes: Origin::Incoming(body), invited, is_at_end: false }
     }
 
@@ -75,7 +77,9 @@ impl Source {
     }
 
     async fn frame(&mut self) -> Option<Result<Bytes, S3Error>> {
-        if let Some(invited) = &self.invited {
+        if let Some(invited) = &self.invited
+            && self.exact_length() != Some(0)
+        {
             invited.store(true, Ordering::Release);
         }
         loop {

@@ -224,6 +224,7 @@ impl State {
                     parts: Vec::new(),
                     replication: Replication::One,
                     write_id: WriteId::default(),
+                    part_checksums: Default::default(),
                 };
                 Ok(OmReply::LookupKey(KeyFound { info, layout: None }))
             }

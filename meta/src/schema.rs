@@ -210,8 +210,21 @@ impl KeyRow {
     }
 
     pub(crate) fn into_info(self) -> (KeyInfo, Data) {
-        let KeyRest { version, write_id, replication, attributes, checksums, parts, data, part_checksums } = self.rest;
-        (KeyInfo { version, head: self.head, attributes, checksums, parts, replication, write_id, part_checksums }, data)
+        let KeyRest { version, write_id, replication, attributes, checksums, parts, data, part_checksums } =
+            self.rest;
+        (
+            KeyInfo {
+                version,
+                head: self.head,
+                attributes,
+                checksums,
+                parts,
+                replication,
+                write_id,
+                part_checksums,
+            },
+            data,
+        )
     }
 }
 

@@ -47,6 +47,9 @@ pub const COMMAND_ROWS_MAX: usize = 512;
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
 /// Block entries in a version's own row; longer lists lie in `layout` rows.
 pub const ROW_BLOCKS_MAX: usize = 4;
+/// Bytes of part checksums kept with a key at most: 2,048 parts of SHA-256, all 10,000 of CRC32. Beyond it the object's own
+/// checksum is kept alone, since a key's row is read whole by every GET.
+pub const PART_CHECKSUM_BYTES_MAX: usize = 64 << 10;
 /// Bytes of one `layout` row.
 pub const LAYOUT_ROW_BYTES: usize = 16 << 10;
 /// Block entries of one commit at most: 5 GiB in 64 MiB blocks is 80; the rest is room.

@@ -6,6 +6,7 @@
 //! Not here: what Raft logs (meta's `command`), how rows are laid out (meta's `schema`).
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use crate::block::{BlockEntry, BlockToken, ContainerLocation, Pipeline, Replication};
 use crate::call::service_calls;
@@ -165,6 +166,10 @@ pub struct KeyInfo {
     pub replication: Replication,
     /// The write that owns its blocks.
     pub write_id: WriteId,
+    /// Checksums of the parts, one value after the other in object order, of the algorithm in `head.checksum`. Empty if
+    /// it was put whole, if no algorithm was asked for, or beyond `PART_CHECKSUM_BYTES_MAX`.
+    #[serde(default)]
+    pub part_checksums: ByteBuf,
 }
 
 /// A page of a block list, with what is needed to read the blocks.

@@ -299,7 +299,8 @@ fn object_checksums(
 /// The parts' checksums of the algorithm asked for, one after the other; none if one is missing or they are too many.
 fn part_checksums(asked: Option<(ChecksumAlgorithm, ChecksumKind)>, sums: &[PartSums<'_>]) -> ByteBuf {
     let values = asked.map(|(algorithm, _)| {
-        let values: Option<Vec<&[u8]>> = sums.iter().map(|part| value_of(part.checksums, algorithm)).collect();
+        let values: Option<Vec<&[u8]>> =
+            sums.iter().map(|part| value_of(part.checksums, algorithm)).collect();
         values.unwrap_or_default().concat()
     });
     ByteBuf::from(values.filter(|values| values.len() <= PART_CHECKSUM_BYTES_MAX).unwrap_or_default())

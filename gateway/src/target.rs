@@ -72,13 +72,30 @@ fn key_of(raw: &str) -> Result<Option<KeyName>, S3Error> {
 
 /// Decodes and checks a percent-encoded key.
 pub(crate) fn parse_key(raw: &str) -> Result<KeyName, S3Error> {
+    if !escapes_are_whole(raw) {
+        return Err(S3Error::invalid_uri());
+    }
     let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| S3Error::invalid_uri())?;
     KeyName::new(&decoded).map_err(S3Error::from)
+}
+
+/// Every `%` has its two digits: the decoder would take others as they stand, and store a key nobody meant.
+fn escapes_are_whole(raw: &str) -> bool {
+    let digits = |after: &str| after.len() >= 2 && after.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit);
+    raw.split('%').skip(1).all(digits)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_percent_without_its_digits_is_refused() {
+        for key in ["a%", "a%z", "%zz", "%4", "a%%41"] {
+            assert_eq!(parse_key(key).unwrap_err().code, "InvalidURI", "{key}");
+        }
+        assert_eq!(parse_key("a%41%25").unwrap().as_str(), "aA%");
+    }
 
     fn target(uri: &str, host: &str) -> Result<Target, S3Error> {
         let request = http::Request::builder().uri(uri).header("host", host).body(()).unwrap();

@@ -51,6 +51,6 @@ def test_operators_port_answers_health_and_metrics(server):
 def test_metrics_are_not_on_the_s3_port(raw):
     for path in ("/metrics", "/healthz/ready"):
         answer = exchange(raw.address, head_bytes("GET", path, [("Host", raw.host)]))
-        assert answer.status == 403
+        assert answer.status in (403, 404) and b"# TYPE" not in answer.body
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(f"http://{raw.host}/metrics")

@@ -8,6 +8,7 @@ and LIST must agree with GET.
 import itertools
 import pathlib
 import re
+import time
 
 import pytest
 
@@ -29,7 +30,8 @@ LATER = [
 ]
 
 PART = 5 << 20
-ROUNDS_MAX = 400
+# Far more than any step needs; a checkpoint comes every few seconds at the latest.
+WORK_DEADLINE_S = 60
 ABSENT = None
 
 
@@ -71,7 +73,8 @@ class Model:
 def work(s3, bucket, model):
     """Puts, overwrites, multipart uploads, copies and deletes, until the server dies."""
     sizes = [0, 100, 4096, 70_000, 1_200_000]
-    for number in itertools.islice(itertools.count(), ROUNDS_MAX):
+    end = time.monotonic() + WORK_DEADLINE_S
+    for number in itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()):
         key = f"key-{number % 12}"
         body = pattern(sizes[number % len(sizes)] + number, seed=number)
         model.change(key, body, lambda: s3.put_object(Bucket=bucket, Key=key, Body=body))

@@ -31,16 +31,16 @@ def small_disk(directory, size):
 
 
 def test_a_full_disk_refuses_writes_and_recovers(make_server, tmp_path):
-    with small_disk(tmp_path / "disk", 128 * MIB) as disk:
+    with small_disk(tmp_path / "disk", 512 * MIB) as disk:
         sizes = merged(SMALL_SIZES, {"datanode": {"reserve": "8MiB"}, "scm": {"container_size": "32MiB"}})
         server = make_server(sizes, directory=disk / "server").start()
         s3 = client_of(server)
-        s3.create_bucket(Bucket="b")
+        s3.create_bucket(Bucket="box")
         stored, refused = {}, None
         for number in range(400):
-            body = pattern(MIB, seed=number)
+            body = pattern(4 * MIB, seed=number)
             try:
-                s3.put_object(Bucket="b", Key=f"{number}", Body=body)
+                s3.put_object(Bucket="box", Key=f"{number}", Body=body)
             except botocore.exceptions.ClientError as error:
                 refused = error.response
                 break
@@ -51,27 +51,27 @@ def test_a_full_disk_refuses_writes_and_recovers(make_server, tmp_path):
         assert server.is_alive() and len(stored) >= 10
 
         for key, body in stored.items():
-            assert body_of(s3, "b", key) == body, "reads go on"
+            assert body_of(s3, "box", key) == body, "reads go on"
         victims = list(stored)[: len(stored) * 3 // 4]
         for key in victims:
-            s3.delete_object(Bucket="b", Key=key)
+            s3.delete_object(Bucket="box", Key=key)
             del stored[key]
 
         def is_writable():
             try:
-                s3.put_object(Bucket="b", Key="again", Body=pattern(MIB, seed=9999))
+                s3.put_object(Bucket="box", Key="again", Body=pattern(4 * MIB, seed=9999))
                 return True
             except botocore.exceptions.ClientError as error:
                 assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 503
                 return False
 
         wait_until("room again after deletes", is_writable, 60)
-        stored["again"] = pattern(MIB, seed=9999)
+        stored["again"] = pattern(4 * MIB, seed=9999)
         server.kill()
         server.start()
         s3 = client_of(server)
         for key, body in stored.items():
-            assert body_of(s3, "b", key) == body, "nothing is lost"
+            assert body_of(s3, "box", key) == body, "nothing is lost"
         server.stop()
 
 
@@ -97,7 +97,7 @@ def flip(path, offset):
 def read_outcome(s3, key, **more):
     """The body, or none if the read failed in any honest way."""
     try:
-        return s3.get_object(Bucket="b", Key=key, **more)["Body"].read()
+        return s3.get_object(Bucket="box", Key=key, **more)["Body"].read()
     except (botocore.exceptions.ClientError, botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError):
         return None
     except botocore.exceptions.ResponseStreamingError:
@@ -109,10 +109,10 @@ def read_outcome(s3, key, **more):
 def test_a_flipped_byte_is_never_given(make_server, offset, restart):
     server = make_server(SMALL_SIZES).start()
     s3 = client_of(server)
-    s3.create_bucket(Bucket="b")
+    s3.create_bucket(Bucket="box")
     body, other = pattern(200_000, seed=77), pattern(200_000, seed=78)
-    s3.put_object(Bucket="b", Key="hurt", Body=body)
-    s3.put_object(Bucket="b", Key="well", Body=other)
+    s3.put_object(Bucket="box", Key="hurt", Body=body)
+    s3.put_object(Bucket="box", Key="well", Body=other)
     window = body[offset : offset + 64] if offset + 64 <= len(body) else body[-64:]
     places = list(places_of(server, window))
     assert places, "the object's bytes stand nowhere on the disk"
@@ -144,9 +144,9 @@ def last_written(path):
 def stopped_with_data(make_server):
     server = make_server(SMALL_SIZES).start()
     s3 = client_of(server)
-    s3.create_bucket(Bucket="b")
+    s3.create_bucket(Bucket="box")
     for number in range(40):
-        s3.put_object(Bucket="b", Key=f"{number}", Body=pattern(1000, seed=number))
+        s3.put_object(Bucket="box", Key=f"{number}", Body=pattern(1000, seed=number))
     server.kill()
     return server
 

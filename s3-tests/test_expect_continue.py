@@ -70,6 +70,16 @@ def test_after_a_refusal_the_connection_works_or_closes(raw, server, s3, bucket)
         assert again is None or again.status == 200
 
 
+def test_an_empty_body_is_asked_for_or_the_connection_ends(raw, server, s3, bucket):
+    """botocore reads the next answer wrongly after a final one that no 100 preceded, so there must be no next one."""
+    headers = raw.signed("PUT", f"/{bucket}/empty", [], b"")
+    with Connection(server.address) as connection:
+        connection.send(head_bytes("PUT", f"/{bucket}/empty", [*headers, ("Expect", "100-continue")]))
+        status, fields = connection.read_head()
+        assert status == 100 or (status, fields.get("connection")) == (200, "close")
+    s3.head_object(Bucket=bucket, Key="empty")
+
+
 def test_a_client_that_does_not_wait_is_served(raw, server, s3, bucket):
     with Connection(server.address) as connection:
         connection.send(expecting(raw, f"/{bucket}/k") + BODY)

@@ -1,6 +1,7 @@
 """Listing, held against a model: sort the keys, cut them up, count."""
 
 import random
+import re
 import urllib.parse
 
 import pytest
@@ -91,13 +92,17 @@ def test_prefixes_agree_with_the_model(s3, tree, listing, prefix, delimiter):
     assert seen == model(KEYS, prefix, delimiter)
 
 
-@pytest.mark.parametrize("after", ["", "a", "a/", "a/b/", "a/zzz", "f", "z/", "~", "\U0010ffff"])
-@pytest.mark.parametrize("delimiter", ["", "/"])
+@pytest.mark.parametrize(
+    ("after", "delimiter"),
+    [(after, "") for after in ("", "a", "a/", "a/b/", "a/zzz", "f", "z/", "~", "\U0010ffff")]
+    # A place inside a common prefix is left out: Amazon does not say whether the prefix is then listed again.
+    + [(after, "/") for after in ("", "a", "a/", "a0", "f", "z/", "~", "\U0010ffff")],
+)
 def test_start_after_and_marker_need_not_exist(s3, tree, after, delimiter):
     wanted = model(KEYS, delimiter=delimiter, after=after)
-    assert entries_of(s3.list_objects_v2(Bucket=tree, StartAfter=after, Delimiter=delimiter)) == wanted or delimiter
+    assert entries_of(s3.list_objects_v2(Bucket=tree, StartAfter=after, Delimiter=delimiter)) == wanted
     page = s3.list_objects(Bucket=tree, Marker=after, Delimiter=delimiter)
-    assert page["Marker"] == after
+    assert page.get("Marker", "") == after
     assert entries_of(page) == wanted
 
 
@@ -144,8 +149,10 @@ def test_encoded_answers_encode_every_name(raw, s3, bucket):
     assert urllib.parse.unquote_plus(prefix) == "a b/"
     plain = raw.request("GET", f"/{bucket}?list-type=2")
     assert plain.status == 200
-    keys = [element.text for element in plain.xml().iter() if element.tag.endswith("}Key")]
-    assert len(keys) == 3, "the document must stay well formed whatever the keys are"
+    assert plain.body.count(b"<Key>") == 3
+    # XML 1.0 has no form for most control characters; as references they at least break no line and hide nothing.
+    assert b"&#x1;" in plain.body or b"&#1;" in plain.body
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f]", plain.body)
 
 
 def test_zero_keys_are_none_and_the_end(s3, tree):

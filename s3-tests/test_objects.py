@@ -69,6 +69,7 @@ def test_metadata_and_headers_are_kept(s3, bucket):
         "ContentDisposition": 'attachment; filename="a b"',
         "ContentEncoding": "gzip",
         "ContentLanguage": "de",
+        "WebsiteRedirectLocation": "/other",
         "Metadata": {"colour": "blue", "empty": "", "n": "1"},
     }
     s3.put_object(Bucket=bucket, Key="k", Body=b"x", **sent)

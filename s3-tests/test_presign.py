@@ -60,7 +60,7 @@ def test_an_unsigned_override_is_no_override(raw, s3, bucket):
     ("expires", "age_s", "codes"),
     [
         ("60", 120, {"AccessDenied"}),
-        ("0", 0, {"AuthorizationQueryParametersError"}),
+        ("0", 0, {"AuthorizationQueryParametersError", "AccessDenied"}),
         ("-1", 0, {"AuthorizationQueryParametersError"}),
         ("604801", 0, {"AuthorizationQueryParametersError"}),
         ("abc", 0, {"AuthorizationQueryParametersError"}),
@@ -84,8 +84,8 @@ def test_an_expired_version_2_url_is_refused(raw, server, s3, bucket):
 
 @pytest.mark.parametrize("what", ["method", "host", "path", "parameter", "signature", "credential", "algorithm"])
 def test_a_changed_url_is_refused(raw, s3, bucket, what):
-    s3.put_object(Bucket=bucket, Key="k", Body=b"secret")
-    s3.put_object(Bucket=bucket, Key="other", Body=b"secret")
+    s3.put_object(Bucket=bucket, Key="k", Body=b"hidden bytes")
+    s3.put_object(Bucket=bucket, Key="other", Body=b"hidden bytes")
     target, method, head = Signer().presign("GET", f"/{bucket}/k", raw.host), "GET", []
     match what:
         case "method":
@@ -105,8 +105,8 @@ def test_a_changed_url_is_refused(raw, s3, bucket, what):
         case "algorithm":
             target = target.replace("AWS4-HMAC-SHA256", "AWS4-HMAC-SHA1")
     answer = fetch(raw, method, target, headers=head)
-    assert answer.status in (400, 403) and b"secret" not in answer.body, answer
-    assert body_of(s3, bucket, "k") == b"secret"
+    assert answer.status in (400, 403) and b"hidden" not in answer.body, answer
+    assert body_of(s3, bucket, "k") == b"hidden bytes"
 
 
 def test_a_signed_header_must_come_along(raw, s3, bucket):

@@ -52,24 +52,24 @@ def test_buckets_are_made_at_start(make_server):
 def test_all_is_there_after_a_kill(make_server):
     server = make_server(SMALL_SIZES).start()
     s3 = client_of(server)
-    s3.create_bucket(Bucket="b")
+    s3.create_bucket(Bucket="box")
     bodies = {f"k{number:03}": pattern(number * 977, seed=number) for number in range(60)}
     for key, body in bodies.items():
-        s3.put_object(Bucket="b", Key=key, Body=body, Metadata={"k": key})
-    upload = s3.create_multipart_upload(Bucket="b", Key="multi")["UploadId"]
-    part = s3.upload_part(Bucket="b", Key="multi", UploadId=upload, PartNumber=1, Body=pattern(5 << 20))
+        s3.put_object(Bucket="box", Key=key, Body=body, Metadata={"k": key})
+    upload = s3.create_multipart_upload(Bucket="box", Key="multi")["UploadId"]
+    part = s3.upload_part(Bucket="box", Key="multi", UploadId=upload, PartNumber=1, Body=pattern(5 << 20))
     for _ in range(3):
         server.kill()
         server.start()
     s3 = client_of(server)
-    assert keys_of(s3, "b") == sorted(bodies)
+    assert keys_of(s3, "box") == sorted(bodies)
     for key, body in bodies.items():
-        got = s3.get_object(Bucket="b", Key=key)
+        got = s3.get_object(Bucket="box", Key=key)
         assert (got["Body"].read(), got["Metadata"]) == (body, {"k": key})
-    last = s3.upload_part(Bucket="b", Key="multi", UploadId=upload, PartNumber=2, Body=b"tail")
+    last = s3.upload_part(Bucket="box", Key="multi", UploadId=upload, PartNumber=2, Body=b"tail")
     parts = [{"PartNumber": 1, "ETag": part["ETag"]}, {"PartNumber": 2, "ETag": last["ETag"]}]
-    s3.complete_multipart_upload(Bucket="b", Key="multi", UploadId=upload, MultipartUpload={"Parts": parts})
-    assert body_of(s3, "b", "multi") == pattern(5 << 20) + b"tail"
+    s3.complete_multipart_upload(Bucket="box", Key="multi", UploadId=upload, MultipartUpload={"Parts": parts})
+    assert body_of(s3, "box", "multi") == pattern(5 << 20) + b"tail"
     server.stop()
     server.check_log()
 
@@ -77,13 +77,13 @@ def test_all_is_there_after_a_kill(make_server):
 def test_a_kill_under_load_loses_nothing_acknowledged(make_server):
     server = make_server(SMALL_SIZES).start()
     s3 = client_of(server)
-    s3.create_bucket(Bucket="b")
+    s3.create_bucket(Bucket="box")
     acknowledged = []
 
     def put(number):
         key = f"{number:05}"
         try:
-            s3.put_object(Bucket="b", Key=key, Body=pattern(5000 + number, seed=number))
+            s3.put_object(Bucket="box", Key=key, Body=pattern(5000 + number, seed=number))
         except Exception:
             return
         acknowledged.append(number)
@@ -97,20 +97,20 @@ def test_a_kill_under_load_loses_nothing_acknowledged(make_server):
     server.start()
     s3 = client_of(server)
     for number in acknowledged:
-        assert body_of(s3, "b", f"{number:05}") == pattern(5000 + number, seed=number)
-    for key in keys_of(s3, "b"):
-        assert body_of(s3, "b", key) == pattern(5000 + int(key), seed=int(key)), "whole or not at all"
+        assert body_of(s3, "box", f"{number:05}") == pattern(5000 + number, seed=number)
+    for key in keys_of(s3, "box"):
+        assert body_of(s3, "box", key) == pattern(5000 + int(key), seed=int(key)), "whole or not at all"
     server.stop()
 
 
 def test_shutdown_finishes_what_runs(make_server):
     server = make_server().start()
     s3 = client_of(server)
-    s3.create_bucket(Bucket="b")
+    s3.create_bucket(Bucket="box")
     body = pattern(100_000)
     raw = Raw(server.address)
     with Connection(server.address) as connection:
-        connection.send(head_bytes("PUT", "/b/k", raw.signed("PUT", "/b/k", [], body)) + body[:50_000])
+        connection.send(head_bytes("PUT", "/box/k", raw.signed("PUT", "/box/k", [], body)) + body[:50_000])
         server.process.terminate()
 
         def refuses():
@@ -125,17 +125,17 @@ def test_shutdown_finishes_what_runs(make_server):
         assert connection.read_response().status == 200
     assert server.process.wait(40) == 0
     server.start()
-    assert body_of(client_of(server), "b", "k") == body
+    assert body_of(client_of(server), "box", "k") == body
     server.stop()
     server.check_log()
 
 
 def test_a_stalled_client_does_not_hold_up_shutdown(make_server):
     server = make_server({"s3": {"shutdown_deadline": "500ms"}}).start()
-    client_of(server).create_bucket(Bucket="b")
+    client_of(server).create_bucket(Bucket="box")
     raw = Raw(server.address)
     with Connection(server.address) as connection:
-        connection.send(head_bytes("PUT", "/b/k", raw.signed("PUT", "/b/k", [], b"x" * 1000)) + b"x")
+        connection.send(head_bytes("PUT", "/box/k", raw.signed("PUT", "/box/k", [], b"x" * 1000)) + b"x")
         server.stop()
 
 
@@ -184,8 +184,8 @@ def test_a_directory_that_cannot_be_made_is_refused(make_server):
 
 def test_secrets_are_no_part_of_the_log(make_server):
     server = make_server({"log": "trace"}).start()
-    client_of(server).create_bucket(Bucket="b")
-    client_of(server).put_object(Bucket="b", Key="k", Body=b"x")
-    client_of(server).generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "k"})
+    client_of(server).create_bucket(Bucket="box")
+    client_of(server).put_object(Bucket="box", Key="k", Body=b"x")
+    client_of(server).generate_presigned_url("get_object", Params={"Bucket": "box", "Key": "k"})
     server.stop()
     assert ROOT_SECRET_KEY not in server.log()

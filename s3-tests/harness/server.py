@@ -22,7 +22,7 @@ DOMAIN = "s3.test"
 # Sizes that let small tests come to every step: several containers, segments and growths in a few MiB.
 SMALL_SIZES = {
     "om": {
-        "log_segment": "1MiB",
+        "log_segment": "64KiB",
         "delete_grace": "0s",
         "deletion_interval": "100ms",
     },

@@ -30,14 +30,14 @@ enum Command {
     /// Print client settings for a server's data directory.
     Env(env::EnvArgs),
     /// Measure an S3 endpoint.
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Server(args) => server::run(args),
         Command::Env(args) => env::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Bench(args) => run_async(bench::run(args)),
+        Command::Bench(args) => run_async(bench::run(*args)),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("ferrozone: {error:#}");

@@ -5,6 +5,7 @@ The session's server is shared by all tests of a worker; whoever kills, fills or
 """
 
 import os
+import shutil
 
 import pytest
 
@@ -23,6 +24,7 @@ def server(tmp_path_factory):
         server.check_log()
     finally:
         server.end()
+    shutil.rmtree(server.data)
 
 
 @pytest.fixture

@@ -87,7 +87,6 @@ def test_complete_says_what_is_wrong(upload):
     assert refusal(upload.complete, [first, absent]) == (400, "InvalidPart")
     assert refusal(upload.complete, [other]) == (400, "InvalidPart")
     assert refusal(upload.complete, [second, first]) == (400, "InvalidPartOrder")
-    assert refusal(upload.complete, [first, first])[1] in ("InvalidPartOrder", "InvalidPart")
     assert refusal(upload.complete, [first, second]) == (400, "EntityTooSmall")
     # What was refused is still there to be completed rightly.
     upload.complete([second])

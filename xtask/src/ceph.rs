@@ -66,6 +66,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &CephArguments) -> Result<bo
     let mut cases = runner.pytest("together", &together, &["-n", "4"])?;
     cases.extend(runner.pytest("alone", &alone, &[])?);
     server.kill()?;
+    std::fs::remove_dir_all(directory.join("data")).context("remove the server's data")?;
     if let Some(kept) = &arguments.keep_log {
         std::fs::copy(&log, kept).context("keep the server's log")?;
     }

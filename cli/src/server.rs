@@ -257,6 +257,8 @@ impl Roles {
             tokio::spawn(http::serve(listener, router, stopping.clone().cancelled_owned()));
         }
         datanode.start(scm_for_others);
+        readiness.wait_for("the datanode's registration with SCM");
+        datanode.wait_registered().await;
         Ok(Self { scm, datanode, om_role, om, datanodes: Arc::new(datanodes) })
     }
 

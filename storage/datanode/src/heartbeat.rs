@@ -85,6 +85,7 @@ async fn register(
     *interval_ms = answer.heartbeat_interval_ms.clamp(*INTERVAL_MS_RANGE.start(), *INTERVAL_MS_RANGE.end());
     *full_at_ns = wire::clock::steady_ns();
     *node.keys.write() = Arc::new(answer.token_keys);
+    node.is_registered.send_replace(true);
     tracing::info!(datanode = %node.id, "registered with SCM");
     obey(node, answer.commands).await;
     Ok(true)

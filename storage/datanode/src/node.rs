@@ -40,6 +40,8 @@ pub(crate) struct Node {
     tombstones: Mutex<HashMap<ContainerId, Generation>>,
     creating: Mutex<()>,
     pub(crate) keys: RwLock<Arc<Vec<TokenKey>>>,
+    /// Whether SCM has taken us in and given us the token keys, without which every call is refused.
+    pub(crate) is_registered: tokio::sync::watch::Sender<bool>,
     pub(crate) changes: Arc<Changes>,
     /// The highest term an SCM leader has spoken with.
     pub(crate) term: AtomicU64,
@@ -84,6 +86,7 @@ impl Datanode {
                 tombstones: Mutex::new(opened.tombstones),
                 creating: Mutex::new(()),
                 keys: RwLock::default(),
+                is_registered: tokio::sync::watch::Sender::default(),
                 changes,
                 term: AtomicU64::new(0),
                 is_stopping: AtomicBool::new(false),
@@ -109,6 +112,13 @@ impl Datanode {
         let report = tokio::spawn(heartbeat::report_loop(self.node.clone(), scm));
         let keep = tokio::spawn(heartbeat::housekeeping_loop(self.node.clone()));
         self.node.tasks.lock().extend([report, keep]);
+    }
+
+    /// Waits until SCM has taken the datanode in: before that it has no token keys and refuses every call.
+    pub async fn wait_registered(&self) {
+        let mut is_registered = self.node.is_registered.subscribe();
+        // Fails only when the sender is gone, and we hold the node that owns it.
+        let _ = is_registered.wait_for(|done| *done).await;
     }
 
     /// Ends in order: the writes under way finish or fail, the index is durable, the next start need not recover.

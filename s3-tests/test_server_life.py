@@ -110,7 +110,11 @@ def test_shutdown_finishes_what_runs(make_server):
     body = pattern(100_000)
     raw = Raw(server.address)
     with Connection(server.address) as connection:
-        connection.send(head_bytes("PUT", "/box/k", raw.signed("PUT", "/box/k", [], body)) + body[:50_000])
+        headers = [*raw.signed("PUT", "/box/k", [], body), ("Expect", "100-continue")]
+        connection.send(head_bytes("PUT", "/box/k", headers))
+        # Only a request that the server has begun is one that it must finish.
+        assert connection.read_head()[0] == 100
+        connection.send(body[:50_000])
         server.process.terminate()
 
         def refuses():

@@ -2,7 +2,7 @@
 //!
 //! The `aws-chunked` framing and its signatures are taken off here (auth's decoder); a client that sends too slowly is
 //! given up. The digest of a plain signed body is the reader's duty: whoever hashes the body compares with
-//! [`RequestBody::signed_hash`] before anything becomes visible.
+//! [`signed_hash`] before anything becomes visible.
 //!
 //! Invariants:
 //! * Exactly as many bytes come out as the head declared, or an error does.

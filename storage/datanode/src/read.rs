@@ -13,7 +13,7 @@ use client::service::ChunkStream;
 use tokio::task::JoinHandle;
 use wire::chunk::{BlockDigest, ChunkRun, chunk_count, chunk_crc};
 use wire::datanode::ReadBlock;
-use wire::limits::{CHUNK_BYTES, CHUNK_RUN_BYTES_MAX};
+use wire::limits::CHUNK_BYTES;
 use wire::status::{Failure, Status};
 
 use crate::container::{Container, Pinned};
@@ -163,8 +163,9 @@ impl Reader {
     }
 }
 
-/// Chunks of a run.
-const RUN_CHUNKS: u64 = (CHUNK_RUN_BYTES_MAX / CHUNK_BYTES) as u64;
+/// Chunks of a run: 512 KiB. A reader holds two runs, so a thousand slow ones hold a gigabyte and not two; larger runs
+/// gain nothing against the cost of a hop to a blocking thread.
+const RUN_CHUNKS: u64 = 8;
 
 /// The runs of a large read, one ahead.
 struct Runs {

@@ -39,7 +39,7 @@ const TERMINATOR: &str = "aws4_request";
 /// Headers that proxies add on the way and that mean nothing to us, so that they need no signature.
 const PROXY_HEADERS: [&str; 1] = ["x-amz-cf-id"];
 
-/// The parameters of a presigned URL, in the order of [`QueryParameters`].
+/// The parameters of a presigned URL, in the order of AWS's documentation.
 const QUERY_NAMES: [&str; 7] = [
     "X-Amz-Algorithm",
     "X-Amz-Credential",

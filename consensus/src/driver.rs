@@ -293,6 +293,8 @@ impl<R: Send + 'static> Driver<R> {
         }
         self.node.mut_store().handed(last);
         self.outbox.push_back(Batch { entries, replies });
+        // Before apply can announce them: whoever waits for leadership then finds the term in the status.
+        self.publish();
         self.hand_over();
     }
 

@@ -337,7 +337,7 @@ impl Container {
             is_dirty = true;
         }
         if is_dirty {
-            file.sync_data().map_err(|error| self.disk.io_failed("sync a prepared container", error))?;
+            self.disk.sync("sync a prepared container", self.id(), || file.sync_data())?;
         }
         Ok(())
     }

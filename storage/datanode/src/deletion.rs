@@ -102,7 +102,7 @@ pub(crate) fn punch_deleted(container: &Arc<Container>) -> Result<(), BlockError
             punched.map_err(|error| disk.io_failed("punch a block", error))?;
         }
     }
-    file.sync_all().map_err(|error| disk.io_failed("sync a punched container", error))?;
+    disk.sync("sync a punched container", container.id(), || file.sync_all())?;
     wire::failpoint::hit("datanode_delete_punched");
     container.state.lock().to_punch.retain(|entry| !due.contains(entry));
     let batch = IndexBatch {
@@ -156,8 +156,8 @@ pub(crate) fn seal(container: &Arc<Container>) -> Result<(), BlockError> {
     let end = container.state.lock().next_offset;
     let file = container.file()?;
     file.write_at(PAGE_BYTES, &[&encode_seal(&container.header, end)])
-        .and_then(|()| file.sync_data())
         .map_err(|error| disk.io_failed("seal a container", error))?;
+    disk.sync("seal a container", container.id(), || file.sync_data())?;
     wire::failpoint::hit("datanode_container_sealed");
     {
         let mut state = container.state.lock();

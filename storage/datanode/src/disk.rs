@@ -62,6 +62,8 @@ pub(crate) struct Disk {
     growth_step: u64,
     reserve: u64,
     failed: AtomicBool,
+    /// See [`Disk::sync`].
+    syncing: Mutex<()>,
     big_writes: AtomicUsize,
     dirty: Mutex<HashMap<ContainerId, Arc<Container>>>,
     changes: Arc<Changes>,
@@ -116,6 +118,7 @@ impl Disk {
             config: config.clone(),
             growth_step: step,
             reserve: config.reserve_bytes.min(room.capacity / 16),
+            syncing: Mutex::new(()),
             failed: AtomicBool::new(false),
             big_writes: AtomicUsize::new(0),
             dirty: Mutex::new(HashMap::new()),
@@ -185,6 +188,25 @@ impl Disk {
             self.fail(doing, source);
         }
         error
+    }
+
+    /// Runs one sync of a container's file. Any error, a full disk's too, takes this disk out of service.
+    ///
+    /// One at a time, with the failure marked before the next begins: the kernel reports a failed write-back once per
+    /// open file, so a second sync of the same file would succeed although the bytes are gone, and what it covers would
+    /// be acknowledged.
+    pub(crate) fn sync(
+        &self,
+        doing: &str,
+        container: ContainerId,
+        sync: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), BlockError> {
+        let _one_at_a_time = self.syncing.lock();
+        self.check(container)?;
+        sync().map_err(|error| {
+            self.fail(doing, &error);
+            BlockError::DiskFailed(container)
+        })
     }
 
     /// Size and free space; a disk that cannot say is out of service.

@@ -170,7 +170,13 @@ impl Loans {
         let session = Mutex::new(self.session.id());
         let make = |context: wire::om::WriteContext| {
             *session.lock() = context.session;
-            TakeLoan { context, replication, count: LOAN_IDS_MAX, avoid: avoid.clone() }
+            TakeLoan {
+                context,
+                replication,
+                count: LOAN_IDS_MAX,
+                avoid: avoid.clone(),
+                avoid_datanodes: Vec::new(),
+            }
         };
         let taken_ms = clock::now_ms();
         let loan = self.session.command(make).await.map_err(failure_of)?;

@@ -15,7 +15,7 @@ use futures_util::Stream;
 use parking_lot::RwLock;
 use wire::block::DatanodeAddress;
 use wire::chunk::ChunkRun;
-use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::datanode::{BlockReceipt, FetchReplica, ReadBlock, ReplicaPiece, WriteBlock};
 use wire::ids::DatanodeId;
 use wire::om::{OmCall, OmReply, OmRequest, Rejection};
 use wire::scm::{ScmCall, ScmReply, ScmRequest};
@@ -61,6 +61,9 @@ pub trait ScmService: Send + Sync + 'static {
 /// Runs of chunks on their way. Runs of one stream join into one sequence of 64 KiB chunks.
 pub type ChunkStream = Pin<Box<dyn Stream<Item = Result<ChunkRun, Failure>> + Send>>;
 
+/// Pieces of a replica on their way, in order.
+pub type ReplicaStream = Pin<Box<dyn Stream<Item = Result<ReplicaPiece, Failure>> + Send>>;
+
 /// A datanode.
 #[async_trait]
 pub trait DatanodeService: Send + Sync + 'static {
@@ -74,6 +77,13 @@ pub trait DatanodeService: Send + Sync + 'static {
     /// `request.offset`; the caller cuts). The chunk list has been checked against the digest and each chunk
     /// against the list before it is handed out; over HTTP the stub checks the chunks again.
     async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure>;
+
+    /// Sends a whole sealed replica, for a copy on another datanode: a head, blocks, an end. Chunks are checked before
+    /// they are sent; a damaged one ends the stream with `Corrupt`.
+    async fn fetch_replica(&self, request: FetchReplica) -> Result<ReplicaStream, Failure> {
+        let message = format!("container {} cannot be copied from here yet", request.container);
+        Err(Failure::new(Status::Internal, message))
+    }
 }
 
 /// Typed calls of OM: `om.call(GetBucket { .. })` gives a `BucketInfo`.

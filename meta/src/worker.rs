@@ -330,7 +330,12 @@ async fn top_up(om: &Om, replication: Replication, avoid: &BTreeSet<ContainerId>
         return Ok(0);
     }
     let request = om.grant_request(replication);
-    let grant = GrantLease { replication, request, avoid: avoid.iter().copied().collect() };
+    let grant = GrantLease {
+        replication,
+        request,
+        avoid: avoid.iter().copied().collect(),
+        avoid_datanodes: Vec::new(),
+    };
     let lease = om.memory().call(grant).await?;
     tracing::info!(lease = %lease.id, container = %lease.container, count = lease.count, "lease granted");
     om.propose(AddLease { lease }).await.map_err(failure_of)?;

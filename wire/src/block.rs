@@ -1,13 +1,12 @@
 //! Where a key's bytes lie: block entries, pipelines, and the tokens that open datanodes.
 
-use std::net::SocketAddr;
-
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::chunk::BlockDigest;
 use crate::clock::UnixMs;
+use crate::host::HostPort;
 use crate::ids::{BlockId, ContainerId, DatanodeId, Generation, LocalId, PipelineId, SessionId};
 use crate::limits::CLOCK_SKEW_MS;
 
@@ -41,7 +40,7 @@ pub struct DatanodeAddress {
     /// Which datanode.
     pub id: DatanodeId,
     /// Its internal listener. None while it serves only inside its own process.
-    pub address: Option<SocketAddr>,
+    pub address: Option<HostPort>,
 }
 
 /// The datanodes that write an open container.
@@ -80,6 +79,8 @@ pub enum BlockOperation {
     Write,
     /// Read blocks of the range.
     Read,
+    /// Copy a whole sealed replica: datanodes only, made by SCM. The range is not looked at.
+    CopyReplica,
 }
 
 /// Leave to read or write a range of blocks, signed with a key that SCM shares with OM and datanodes.
@@ -187,6 +188,7 @@ fn mac_of(claim: &BlockClaim, key: &TokenKey) -> Hmac<Sha256> {
         match claim.operation {
             BlockOperation::Write => 1,
             BlockOperation::Read => 2,
+            BlockOperation::CopyReplica => 3,
         },
         claim.container.0,
         claim.generation.0,

@@ -38,12 +38,18 @@ impl Clock for SystemClock {
 /// The machine's wall clock, in milliseconds since the Unix epoch. For shells.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
 pub fn now_ms() -> UnixMs {
+    if let Some(now_ms) = crate::world::ask(|world| world.now_ms()) {
+        return now_ms;
+    }
     SystemTime::now().duration_since(UNIX_EPOCH).map(|elapsed| elapsed.as_millis() as u64).unwrap_or(0)
 }
 
 /// The machine's steady clock, in nanoseconds since the first call in this process. For shells.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the steady clock")]
 pub fn steady_ns() -> u64 {
+    if let Some(steady_ns) = crate::world::ask(|world| world.steady_ns()) {
+        return steady_ns;
+    }
     static ORIGIN: OnceLock<Instant> = OnceLock::new();
     let origin = *ORIGIN.get_or_init(Instant::now);
     Instant::now().saturating_duration_since(origin).as_nanos() as u64

@@ -13,9 +13,10 @@ use crate::call::service_calls;
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, Etag};
 use crate::clock::UnixMs;
 use crate::ids::{
-    BlockId, BucketId, ContainerId, Generation, LoanId, LocalId, SessionId, VersionId, WriteId,
+    BlockId, BucketId, ContainerId, DatanodeId, Generation, LoanId, LocalId, SessionId, VersionId, WriteId,
 };
 use crate::names::{BucketName, KeyName};
+use crate::scm::Degraded;
 
 /// Who speaks and which of its commands this is. A repeat with the same numbers is answered as the first was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -338,6 +339,9 @@ pub struct TakeLoan {
     pub count: u16,
     /// Containers whose datanodes refused a write of this gateway (full, closing).
     pub avoid: Vec<ContainerId>,
+    /// Datanodes that failed this gateway just now: a loan in a pipeline without them, if there can be one.
+    #[serde(default)]
+    pub avoid_datanodes: Vec<DatanodeId>,
 }
 
 /// Ids lent to a session.
@@ -368,6 +372,29 @@ pub struct ReleaseBlocks {
     pub blocks: Vec<BlockId>,
     /// Loans to end with all ids still in them, at most 1 a command.
     pub loan: Option<LoanId>,
+}
+
+/// A gateway could not have all replicas acknowledge: OM has SCM leave out the others and ends the container's lease.
+/// Only after [`Degraded::Accepted`] may the blocks be committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DegradeBlocks {
+    /// Who asks.
+    pub session: SessionId,
+    /// The container.
+    pub container: ContainerId,
+    /// The generation of its replicas in the loan.
+    pub generation: Generation,
+    /// Members that acknowledged.
+    pub acknowledged: Vec<DatanodeId>,
+    /// Members that did not.
+    pub failed: Vec<DatanodeId>,
+}
+
+/// Where containers are now: a reader met "no such container" or dead replicas. OM asks SCM, past its own cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefreshLocations {
+    /// Which, at most `LAYOUT_PAGE_ENTRIES_MAX`.
+    pub containers: Vec<ContainerId>,
 }
 
 /// Create or replace a user and its access key. From the configuration, at start.
@@ -854,6 +881,8 @@ service_calls! {
     EndSession => (),
     TakeLoan => Loan,
     ReleaseBlocks => (),
+    DegradeBlocks => Degraded,
+    RefreshLocations => Vec<ContainerLocation>,
     PutUser => (),
     RetainAccessKeys => (),
     GetSigningKey => SigningKey,

@@ -8,6 +8,9 @@
 /// If the operating system has no randomness to give, in which case no secret of ours would be one.
 #[expect(clippy::disallowed_methods, reason = "the one place that draws randomness")]
 pub fn fill(bytes: &mut [u8]) {
+    if crate::world::ask(|world| world.fill(bytes)).is_some() {
+        return;
+    }
     getrandom::fill(bytes).expect("the operating system gives random bytes");
 }
 

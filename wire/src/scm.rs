@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::block::{ContainerLocation, DatanodeAddress, Pipeline, Replication, TokenKey};
+use crate::block::{BlockToken, ContainerLocation, DatanodeAddress, Pipeline, Replication, TokenKey};
 use crate::call::service_calls;
 use crate::clock::UnixMs;
 use crate::ids::{BlockId, ClusterId, ContainerId, DatanodeId, Generation, LeaseId, LocalId};
@@ -31,6 +31,9 @@ pub struct GrantLease {
     pub request: u64,
     /// Containers OM already holds leases of, or was refused by: SCM opens or picks another.
     pub avoid: Vec<ContainerId>,
+    /// Datanodes that failed writers just now: a container without them, if there can be one.
+    #[serde(default)]
+    pub avoid_datanodes: Vec<DatanodeId>,
 }
 
 /// A range of local ids in one OPEN container.
@@ -86,6 +89,46 @@ pub struct LocateContainers {
     pub containers: Vec<ContainerId>,
 }
 
+/// A writer could not have all replicas acknowledge: leave out those that did not (design: `degrade`). From OM, for a
+/// gateway. Idempotent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DegradeContainer {
+    /// The container.
+    pub container: ContainerId,
+    /// The generation the writer used.
+    pub generation: Generation,
+    /// Members that acknowledged every block the writer will commit there. At least two for THREE, one for ONE.
+    pub acknowledged: Vec<DatanodeId>,
+    /// Members that did not, for SCM's picture of who is live.
+    pub failed: Vec<DatanodeId>,
+}
+
+/// Answer to [`DegradeContainer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Degraded {
+    /// The VALID replicas are now among those that acknowledged: the blocks may be committed. The container takes no
+    /// more blocks.
+    Accepted,
+    /// They cannot be: write the blocks elsewhere.
+    Refused,
+}
+
+/// OM has declared a container empty and refuses grants and commits for it from now on: drop its replicas. Idempotent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetireContainer {
+    /// Which.
+    pub container: ContainerId,
+}
+
+/// Containers that are CLOSED and hold few live bytes, after `after`: candidates for OM to look at and declare empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRetirable {
+    /// Only ids after this.
+    pub after: ContainerId,
+    /// At most so many.
+    pub max: u32,
+}
+
 service_calls! {
     /// A request to SCM and the type of its answer.
     trait ScmCall;
@@ -97,6 +140,9 @@ service_calls! {
     SyncLeases => LeasesSynced,
     LogDeletions => (),
     LocateContainers => Vec<ContainerLocation>,
+    DegradeContainer => Degraded,
+    RetireContainer => (),
+    ListRetirable => Vec<ContainerId>,
     RegisterDatanode => Registered,
     Heartbeat => HeartbeatReply,
 }
@@ -114,6 +160,12 @@ pub struct RegisterDatanode {
     pub disks: Vec<DiskReport>,
     /// All its replicas.
     pub replicas: Vec<ReplicaReport>,
+    /// Its name in the configuration, for people.
+    #[serde(default)]
+    pub node: String,
+    /// Where it stands, for placement: members of one container are put into distinct racks where racks exist.
+    #[serde(default)]
+    pub rack: String,
 }
 
 /// Answer to [`RegisterDatanode`].
@@ -187,6 +239,33 @@ pub struct ReplicaReport {
     pub deletion_done: u64,
     /// Damage was found (suspect bytes, failed checks).
     pub is_unhealthy: bool,
+    /// What it is.
+    #[serde(default)]
+    pub condition: ReplicaCondition,
+    /// The disk it lies on, as in [`DiskReport::path`].
+    #[serde(default)]
+    pub disk: String,
+}
+
+/// What a replica on a datanode is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ReplicaCondition {
+    /// Written or completely copied, durable.
+    #[default]
+    Whole,
+    /// A copy in progress: not readable, dropped at a restart.
+    Copying {
+        /// Bytes received.
+        received_bytes: u64,
+    },
+    /// A copy that has arrived, was synced, read back past the page cache and found right. SCM may make it VALID.
+    CopyVerified,
+    /// The copy failed (source gone, checks wrong, disk full): SCM may order another.
+    CopyFailed,
+    /// Dropped on order; reported once more until SCM has logged it.
+    Dropped,
+    /// Its disk has failed, or its file is unreadable: nothing of it can be read.
+    Lost,
 }
 
 /// What SCM tells a datanode to do. Each names container, generation and SCM's term; others are refused.
@@ -214,8 +293,21 @@ pub enum DatanodeAction {
         /// Which blocks.
         blocks: Vec<LocalId>,
     },
-    /// Drop the replica: SCM has logged it as DELETING.
+    /// Drop the replica: SCM has logged it as DELETING. A replica of a lower generation than the command's is dropped;
+    /// one of a higher is kept.
     DeleteReplica,
+    /// Fetch a whole sealed replica from `source` and keep it as generation [`DatanodeCommand::generation`]. SCM has
+    /// logged it as COPYING. Idempotent while it is under way or done.
+    CopyReplica {
+        /// Who has it.
+        source: DatanodeAddress,
+        /// The generation of the replica there.
+        source_generation: Generation,
+        /// Leave to fetch it: operation `CopyReplica`.
+        token: BlockToken,
+        /// Bytes a second at most, 0 for no limit.
+        bytes_per_second: u64,
+    },
 }
 
 /// A container as operators see it.

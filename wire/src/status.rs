@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::HostPort;
+
 /// What to do about a call that got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Status {
@@ -40,12 +42,24 @@ pub struct Failure {
     pub status: Status,
     /// What happened, for people.
     pub message: String,
+    /// With [`Status::NotLeader`]: who leads, if known.
+    #[serde(default)]
+    pub leader: Option<HostPort>,
 }
 
 impl Failure {
     /// A failure with its message.
     pub fn new(status: Status, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), leader: None }
+    }
+
+    /// Another peer leads: `leader`, if known.
+    pub fn not_leader(leader: Option<HostPort>) -> Self {
+        let message = match &leader {
+            Some(leader) => format!("another peer leads: {leader}"),
+            None => "no peer is known to lead".to_owned(),
+        };
+        Self { status: Status::NotLeader, message, leader }
     }
 }
 

@@ -14,7 +14,6 @@
 //!
 //! Not here: what a datanode checks (token, ids, lengths) and how it stores blocks.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -37,6 +36,7 @@ use wire::block::DatanodeAddress;
 use wire::chunk::ChunkRun;
 use wire::cluster_key::body_digest;
 use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::host::HostPort;
 use wire::limits::CHUNK_RUN_BYTES_MAX;
 use wire::status::{Failure, Status};
 
@@ -59,12 +59,12 @@ const DRAIN_BYTES_MAX: usize = 64 << 20;
 #[derive(Debug, Clone)]
 pub struct DatanodeStub {
     transport: Arc<Transport>,
-    peer: SocketAddr,
+    peer: HostPort,
 }
 
 impl DatanodeStub {
     /// A stub for the datanode at `peer`.
-    pub fn new(transport: Arc<Transport>, peer: SocketAddr) -> Self {
+    pub fn new(transport: Arc<Transport>, peer: HostPort) -> Self {
         Self { transport, peer }
     }
 
@@ -73,7 +73,7 @@ impl DatanodeStub {
     /// # Errors
     /// If the datanode serves only inside its own process.
     pub fn connect(transport: Arc<Transport>, datanode: &DatanodeAddress) -> Result<Self, Failure> {
-        let peer = datanode.address.ok_or_else(|| {
+        let peer = datanode.address.clone().ok_or_else(|| {
             Failure::new(Status::Retry, format!("datanode {} has no address to be reached at", datanode.id))
         })?;
         Ok(Self::new(transport, peer))
@@ -105,7 +105,7 @@ impl DatanodeService for DatanodeStub {
         let (pieces, received) = mpsc::channel(PIECES_MAX);
         let digest = body_digest(&message);
         let exchange =
-            self.transport.send(self.peer, Method::PUT, WRITE_PATH, &digest, channel_body(received));
+            self.transport.send(&self.peer, Method::PUT, WRITE_PATH, &digest, channel_body(received));
         // Boxed, so that dropping the feed drops its end of the channel.
         let (exchange, feed) = (pin!(exchange), Box::pin(feed(head, body, pieces)));
         let response = match select(exchange, feed).await {
@@ -135,7 +135,7 @@ impl DatanodeService for DatanodeStub {
         let digest = body_digest(&message);
         let exchange = async {
             let body = whole(bytes.freeze());
-            let response = self.transport.send(self.peer, Method::PUT, WRITE_PATH, &digest, body).await?;
+            let response = self.transport.send(&self.peer, Method::PUT, WRITE_PATH, &digest, body).await?;
             self.receipt(response).await
         };
         timeout(WRITE_DEADLINE, exchange).await.map_err(|_| self.late())?
@@ -144,7 +144,7 @@ impl DatanodeService for DatanodeStub {
     async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure> {
         let (head, message) = encode_head(&request)?;
         let digest = body_digest(&message);
-        let sent = self.transport.send(self.peer, Method::POST, READ_PATH, &digest, whole(head));
+        let sent = self.transport.send(&self.peer, Method::POST, READ_PATH, &digest, whole(head));
         let response = timeout(READ_IDLE_DEADLINE, sent).await.map_err(|_| self.late()).and_then(|sent| sent);
         // A read has no effect: whatever failed, it may be tried again.
         let response = response.map_err(harmless)?;

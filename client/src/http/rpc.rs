@@ -6,7 +6,6 @@
 //! Not here: blocks (`block_stream`).
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -23,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use wire::cluster_key::body_digest;
+use wire::host::HostPort;
 use wire::limits::RPC_BYTES_MAX;
 use wire::om::{OmReply, OmRequest, Rejection};
 use wire::scm::{ScmReply, ScmRequest};
@@ -68,12 +68,12 @@ impl<T> From<Answer<T>> for Result<T, CallError> {
 #[derive(Debug, Clone)]
 pub struct OmStub {
     transport: Arc<Transport>,
-    peer: SocketAddr,
+    peer: HostPort,
 }
 
 impl OmStub {
     /// A stub for the OM at `peer`.
-    pub fn new(transport: Arc<Transport>, peer: SocketAddr) -> Self {
+    pub fn new(transport: Arc<Transport>, peer: HostPort) -> Self {
         Self { transport, peer }
     }
 }
@@ -81,7 +81,7 @@ impl OmStub {
 #[async_trait]
 impl OmService for OmStub {
     async fn handle(&self, request: OmRequest) -> Result<OmReply, CallError> {
-        call(&self.transport, self.peer, OM_PATH, &request).await
+        call(&self.transport, &self.peer, OM_PATH, &request).await
     }
 }
 
@@ -89,12 +89,12 @@ impl OmService for OmStub {
 #[derive(Debug, Clone)]
 pub struct ScmStub {
     transport: Arc<Transport>,
-    peer: SocketAddr,
+    peer: HostPort,
 }
 
 impl ScmStub {
     /// A stub for the SCM at `peer`.
-    pub fn new(transport: Arc<Transport>, peer: SocketAddr) -> Self {
+    pub fn new(transport: Arc<Transport>, peer: HostPort) -> Self {
         Self { transport, peer }
     }
 }
@@ -102,7 +102,7 @@ impl ScmStub {
 #[async_trait]
 impl ScmService for ScmStub {
     async fn handle(&self, request: ScmRequest) -> Result<ScmReply, Failure> {
-        call(&self.transport, self.peer, SCM_PATH, &request).await.map_err(|error| match error {
+        call(&self.transport, &self.peer, SCM_PATH, &request).await.map_err(|error| match error {
             CallError::Failed(failure) => failure,
             CallError::Rejected(_) => Failure::new(Status::Internal, "scm answered as om does"),
         })
@@ -195,7 +195,7 @@ async fn drain(body: Body) -> Bytes {
 
 async fn call<Q: Serialize, R: DeserializeOwned>(
     transport: &Transport,
-    peer: SocketAddr,
+    peer: &HostPort,
     path: &'static str,
     request: &Q,
 ) -> Result<R, CallError> {

@@ -2,7 +2,6 @@
 //!
 //! Not here: what bodies hold (`rpc`, `block_stream`).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Semaphore;
 use wire::clock::{Clock, SystemClock};
 use wire::cluster_key::{ClusterKey, SECRET_BYTES};
+use wire::host::HostPort;
 use wire::status::{Failure, Status};
 
 use super::{CONNECT_DEADLINE, auth};
@@ -63,7 +63,7 @@ impl Transport {
     /// Sends a call and answers the response's head. `digest` is that of the body, or of its head frame.
     pub(crate) async fn send(
         &self,
-        peer: SocketAddr,
+        peer: &HostPort,
         method: Method,
         path: &'static str,
         digest: &[u8; SECRET_BYTES],
@@ -103,7 +103,7 @@ pub(crate) fn whole(bytes: Bytes) -> OutBody {
 }
 
 /// What a status other than 200 means: the call was turned away before it had an effect.
-async fn refused(peer: SocketAddr, status: StatusCode, response: Response<Incoming>) -> Failure {
+async fn refused(peer: &HostPort, status: StatusCode, response: Response<Incoming>) -> Failure {
     /// Bytes of a refusal's text at most.
     const TEXT_BYTES_MAX: usize = 1024;
     let text = http_body_util::Limited::new(response.into_body(), TEXT_BYTES_MAX).collect().await;

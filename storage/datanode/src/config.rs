@@ -1,6 +1,5 @@
 //! Settings of a datanode, with the reason of each default.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use wire::ids::ClusterId;
@@ -13,7 +12,7 @@ pub struct DatanodeConfig {
     /// The cluster; disks of another one are refused.
     pub cluster: ClusterId,
     /// The internal listener, told to SCM. None while it serves only inside its own process.
-    pub address: Option<SocketAddr>,
+    pub address: Option<wire::host::HostPort>,
     /// A container takes no block that would end beyond this (Ozone: 5 GiB).
     pub container_bytes_max: u64,
     /// Container files grow by this. 64 MiB keeps metadata writes rare; a small disk takes at most a 256th of itself.

@@ -22,14 +22,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use wire::ids::{BlockId, ContainerId, LocalId};
-use wire::scm::ReplicaReport;
+use wire::scm::{ReplicaCondition, ReplicaReport};
 
 use crate::disk::Disk;
-use crate::disk_io::{BlockFile, OpenMode, write_zeros};
 use crate::error::BlockError;
 use crate::extent::{ContainerHeader, ExtentHeader};
 use crate::index::{ContainerRow, Extent, IndexBatch};
 use crate::layout::ContainerLayout;
+use platform::disk::{BlockFile, OpenMode, write_zeros};
 
 /// Zeros written while the growth lock is held: a writer that comes meanwhile waits for no more than this.
 const PREPARE_SLICE_BYTES: u64 = 256 << 10;
@@ -436,6 +436,8 @@ impl Container {
             block_count: state.block_count,
             deletion_done: state.deletion_done,
             is_unhealthy: state.is_unhealthy,
+            condition: ReplicaCondition::Whole,
+            disk: String::new(),
         }
     }
 }

@@ -28,11 +28,11 @@ use wire::ids::{ContainerId, Generation};
 
 use crate::config::DatanodeConfig;
 use crate::container::Container;
-use crate::disk_io::{DiskIo, OpenMode, Room};
 use crate::error::BlockError;
 use crate::file_cache::FileCache;
 use crate::group_commit::{CommitQueue, commit_batch};
 use crate::index::{Index, IndexBatch};
+use platform::disk::{DiskIo, OpenMode, Room};
 
 /// The index file's name.
 pub(crate) const INDEX_NAME: &str = "index.redb";

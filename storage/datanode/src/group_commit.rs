@@ -133,7 +133,7 @@ mod tests {
     use crate::extent::{ContainerHeader, Salt};
     use crate::layout::LAYOUT_CURRENT;
     use crate::open::{create_container, open_disks};
-    use crate::simulated::{Faults, SimulatedDisk};
+    use platform::simulated::{Faults, SimulatedDisk};
 
     /// A disk without threads: the test commits.
     fn disk_and_container(simulated: &SimulatedDisk) -> (Arc<Disk>, Arc<Container>) {

@@ -72,10 +72,12 @@ async fn register(
     let changed = node.changes.take();
     let request = RegisterDatanode {
         cluster: node.config.cluster,
-        datanode: DatanodeAddress { id: node.id, address: node.config.address },
+        datanode: DatanodeAddress { id: node.id, address: node.config.address.clone() },
         incarnation: node.incarnation,
         disks: node.disk_reports(),
         replicas: node.replica_reports(),
+        node: String::new(),
+        rack: String::new(),
     };
     let answer = call_scm(scm, request).await.inspect_err(|_| {
         for container in changed {
@@ -157,6 +159,10 @@ pub(crate) fn obey_one(node: &Node, command: DatanodeCommand) {
             deletion::delete_blocks(&container, *transaction, blocks)
         }
         DatanodeAction::DeleteReplica => node.drop_replica(&container),
+        DatanodeAction::CopyReplica { .. } => {
+            tracing::warn!(container = %command.container, "this datanode cannot copy replicas yet");
+            return;
+        }
     };
     if let Err(error) = done {
         tracing::warn!(container = %command.container, %error, "command of SCM not done: it will come again");

@@ -4,14 +4,14 @@
 //! "FzDiskId" | version u32 | cluster 16 | datanode 16 | disk 16 | crc64 u64      (little-endian, 68 bytes)
 //! ```
 //!
-//! Not here: the lock (`disk_io`), what else lies on a disk (`disk`).
+//! Not here: the lock (`platform::disk`), what else lies on a disk (`disk`).
 
 use crc_fast::CrcAlgorithm;
 use uuid::Uuid;
 use wire::ids::{ClusterId, DatanodeId};
 
-use crate::disk_io::{DiskIo, OpenMode};
 use crate::error::OpenError;
+use platform::disk::{DiskIo, OpenMode};
 
 const MAGIC: [u8; 8] = *b"FzDiskId";
 const BYTES: usize = 68;

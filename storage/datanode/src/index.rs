@@ -25,7 +25,7 @@ use wire::chunk::BlockDigest;
 use wire::clock::UnixMs;
 use wire::ids::{ContainerId, Generation, LocalId};
 
-use crate::disk_io::BlockFile;
+use platform::disk::BlockFile;
 
 const BLOCK: TableDefinition<'static, (u64, u64), &[u8]> = TableDefinition::new("block");
 const CONTAINER: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("container");

@@ -7,7 +7,7 @@
 //! * `container`: space, ids and readers of one replica; `group_commit`: the shared sync; `index`: where blocks lie.
 //! * `disk`, `identity`, `file_cache`: a disk in service; `open`, `recovery`: how it comes into service.
 //! * [`extent`], [`layout`]: the bytes of a container file (docs/formats/container.md).
-//! * [`disk_io`]: what is asked of a disk; [`simulated`]: a disk in memory that forgets what was not synced.
+//! * `platform::disk`: what is asked of a disk; `platform::simulated`: a disk in memory that forgets what was not synced.
 //!
 //! Not here: HTTP (`client::http` serves any `DatanodeService`), which blocks should live (OM), copies (later).
 
@@ -15,7 +15,6 @@ mod config;
 mod container;
 mod deletion;
 mod disk;
-pub mod disk_io;
 mod error;
 pub mod extent;
 mod file_cache;
@@ -30,7 +29,6 @@ mod open;
 mod read;
 pub mod recovery;
 mod service;
-pub mod simulated;
 mod write;
 
 pub use config::DatanodeConfig;

@@ -16,13 +16,13 @@ use crate::config::DatanodeConfig;
 use crate::container::Container;
 use crate::deletion;
 use crate::disk::{Changes, Disk};
-use crate::disk_io::{Directory, DiskIo};
 use crate::error::{BlockError, OpenError};
 use crate::extent::{ContainerHeader, Salt};
 use crate::heartbeat;
 use crate::layout::LAYOUT_CURRENT;
 use crate::metrics;
 use crate::open::{create_container, open_disks};
+use platform::disk::{Directory, DiskIo};
 
 /// A datanode in service. Cheap to clone.
 #[derive(Clone)]
@@ -104,7 +104,7 @@ impl Datanode {
 
     /// Who and where this is.
     pub fn address(&self) -> DatanodeAddress {
-        DatanodeAddress { id: self.node.id, address: self.node.config.address }
+        DatanodeAddress { id: self.node.id, address: self.node.config.address.clone() }
     }
 
     /// Spawns the loops that report to SCM, do what it says, and keep house. Call once, inside a runtime.

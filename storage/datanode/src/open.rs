@@ -17,7 +17,6 @@ use crate::config::DatanodeConfig;
 use crate::container::{Container, State, container_of, file_name};
 use crate::deletion;
 use crate::disk::{CLEAN_NAME, Changes, Disk, INDEX_NAME};
-use crate::disk_io::{BlockFile, DiskIo, OpenMode};
 use crate::error::OpenError;
 use crate::extent::{ContainerHeader, PAGE_BYTES, Salt, decode_seal};
 use crate::file_cache::FileCache;
@@ -26,6 +25,7 @@ use crate::index::{ContainerRow, Index, IndexBatch, IndexError};
 use crate::layout::{LAYOUT_CURRENT, layout};
 use crate::metrics;
 use crate::recovery::{Scan, scan};
+use platform::disk::{BlockFile, DiskIo, OpenMode};
 
 /// Where an index goes that could not be opened.
 const INDEX_DAMAGED_NAME: &str = "index.damaged";

@@ -20,10 +20,10 @@ use wire::chunk::{BlockDigest, chunk_count, chunk_crc};
 use wire::ids::LocalId;
 use wire::limits::CHUNK_BYTES;
 
-use crate::disk_io::BlockFile;
 use crate::extent::{ContainerHeader, ExtentHeader, PAGE_BYTES, decode_crcs};
 use crate::index::Extent;
 use crate::layout::ContainerLayout;
+use platform::disk::BlockFile;
 
 /// Bytes looked at in one read.
 const WINDOW_BYTES: usize = 1 << 20;

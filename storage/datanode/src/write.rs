@@ -22,12 +22,12 @@ use wire::limits::{BLOCK_BYTES_MAX, CHUNK_BYTES, CHUNK_RUN_BYTES_MAX};
 use wire::status::{Failure, Status};
 
 use crate::container::{Begin, Container, Reservation};
-use crate::disk_io::BlockFile;
 use crate::error::BlockError;
 use crate::extent::{ExtentTrailer, PAGE_BYTES, encode_crcs};
 use crate::group_commit::Waiting;
 use crate::index::Extent;
 use crate::metrics;
+use platform::disk::BlockFile;
 
 /// A block at most this long is one buffer and one pwrite, on the caller's task: about a tenth of a millisecond.
 const INLINE_WRITE_BYTES_MAX: u64 = 256 << 10;

@@ -5,8 +5,8 @@ mod rig;
 
 use std::sync::Arc;
 
-use datanode::simulated::SimulatedDisk;
 use parking_lot::Mutex;
+use platform::simulated::SimulatedDisk;
 use rig::{Rig, pattern};
 use wire::block::BlockEntry;
 use wire::ids::LocalId;

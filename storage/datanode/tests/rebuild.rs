@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use datanode::disk_io::{BlockFile, DiskIo, OpenMode};
 use datanode::extent::{ContainerHeader, ExtentHeader, ExtentTrailer, PAGE_BYTES, Salt, encode_crcs};
 use datanode::layout::{ContainerLayout, layout};
 use datanode::recovery::{Scan, scan};
-use datanode::simulated::SimulatedDisk;
+use platform::disk::{BlockFile, DiskIo, OpenMode};
+use platform::simulated::SimulatedDisk;
 use proptest::prelude::*;
 use wire::block::Replication;
 use wire::chunk::{BlockDigest, ChunkRun, chunk_count, chunk_crc};

@@ -310,7 +310,7 @@ async fn commands_of_old_leaders_and_other_generations_do_nothing() {
 async fn a_failed_sync_takes_the_disk_out_before_anyone_is_answered() {
     let rig = Rig::new().await;
     let entry = rig.write(1, 1, b"before").await.unwrap();
-    rig.disk.set_faults(datanode::simulated::Faults { next_sync_fails: true, ..Default::default() });
+    rig.disk.set_faults(platform::simulated::Faults { next_sync_fails: true, ..Default::default() });
     assert_eq!(rig.write(1, 2, b"lost").await.unwrap_err().status, Status::Internal);
     assert!(rig.datanode.report().0[0].is_failed);
     let syncs = rig.disk.sync_count();
@@ -343,7 +343,7 @@ async fn a_full_disk_refuses_writes_and_goes_on_reading_and_deleting() {
 
 #[tokio::test]
 async fn a_disk_that_others_have_filled_still_deletes() {
-    use datanode::disk_io::DiskIo;
+    use platform::disk::DiskIo;
     let mut rig = Rig::with(|config| config.reserve_bytes = 32 << 20).await;
     let mut entries = Vec::new();
     for local in 0..20 {

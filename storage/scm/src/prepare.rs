@@ -352,7 +352,7 @@ pub(crate) fn note_orders(fleet: &mut Fleet, datanode: DatanodeId, orders: &[Dat
             DatanodeAction::DeleteBlocks { transaction, .. } => {
                 node.deletion_sent.insert(order.container, (*transaction, now_ns));
             }
-            DatanodeAction::DeleteReplica => {}
+            DatanodeAction::DeleteReplica | DatanodeAction::CopyReplica { .. } => {}
         }
     }
 }

@@ -124,7 +124,7 @@ pub(crate) struct DiskRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DatanodeRow {
     /// `host:port` of its internal listener, or None while it serves inside its own process only.
-    pub(crate) address: Option<std::net::SocketAddr>,
+    pub(crate) address: Option<wire::host::HostPort>,
     pub(crate) incarnation: u64,
     pub(crate) registered_ms: UnixMs,
     pub(crate) operational: OperationalState,

@@ -76,7 +76,7 @@ impl Cluster {
 
     async fn grant(&self, replication: Replication, request: u64, avoid: &[u64]) -> Result<Lease, Failure> {
         let avoid = avoid.iter().map(|id| ContainerId(*id)).collect();
-        call_scm(&*self.scm, GrantLease { replication, request, avoid }).await
+        call_scm(&*self.scm, GrantLease { replication, request, avoid, avoid_datanodes: Vec::new() }).await
     }
 }
 
@@ -91,7 +91,15 @@ fn config(dir: &Path) -> ScmConfig {
 
 fn registration(cluster: ClusterId, number: u128, incarnation: u64) -> RegisterDatanode {
     let datanode = DatanodeAddress { id: DatanodeId(Uuid::from_u128(number)), address: None };
-    RegisterDatanode { cluster, datanode, incarnation, disks: vec![disk()], replicas: Vec::new() }
+    RegisterDatanode {
+        cluster,
+        datanode,
+        incarnation,
+        disks: vec![disk()],
+        replicas: Vec::new(),
+        node: String::new(),
+        rack: String::new(),
+    }
 }
 
 fn disk() -> DiskReport {
@@ -110,6 +118,8 @@ fn replica(container: ContainerId) -> ReplicaReport {
         block_count: 1,
         deletion_done: 0,
         is_unhealthy: false,
+        condition: wire::scm::ReplicaCondition::Whole,
+        disk: String::new(),
     }
 }
 

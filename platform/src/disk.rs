@@ -1,6 +1,6 @@
-//! What a datanode needs of a disk: one directory of files, written at offsets, punched and synced.
+//! What daemons need of a disk: one directory of files, written at offsets, punched and synced.
 //!
-//! Two traits stand between the datanode and the operating system, so that crash tests and the simulator put a disk
+//! Two traits stand between the daemons and the operating system, so that crash tests and the simulator put a disk
 //! under the same code that forgets what was not synced (see `simulated`). The namespace is flat: a disk has few names,
 //! and none comes from outside.
 //!
@@ -9,7 +9,7 @@
 //!   any part, page by page.
 //! * A name survives only after [`DiskIo::sync_names`].
 //!
-//! Not here: which files there are (`disk`), what is in them (`layout`, `index`).
+//! Not here: which files there are and what is in them.
 
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
@@ -291,7 +291,7 @@ impl BlockFile for SystemFile {
 const ZEROS_BYTES: usize = 256 << 10;
 
 /// Overwrites a range with zeros.
-pub(crate) fn write_zeros(file: &dyn BlockFile, offset: u64, length: u64) -> io::Result<()> {
+pub fn write_zeros(file: &dyn BlockFile, offset: u64, length: u64) -> io::Result<()> {
     static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
     let mut done = 0;
     while done < length {

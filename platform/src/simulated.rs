@@ -12,8 +12,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::disk_io::{BlockFile, DiskIo, OpenMode, Room};
-use crate::extent::PAGE_BYTES;
+use crate::disk::{BlockFile, DiskIo, OpenMode, Room};
+
+/// Bytes that survive or vanish together.
+const PAGE_BYTES: u64 = 4096;
 
 const PAGE: usize = PAGE_BYTES as usize;
 

@@ -1,0 +1,33 @@
+//! Tasks and blocking work: tokio's, or the simulator's.
+//!
+//! Not here: loops that own state (see `actor`).
+
+use tokio::task::JoinHandle;
+
+use crate::node;
+
+/// As `tokio::spawn`; counted to the running node when simulated.
+#[expect(clippy::disallowed_methods, reason = "the one place that spawns tasks")]
+pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    match node::current() {
+        None => tokio::spawn(future),
+        Some(index) => {
+            let task = tokio::spawn(node::scope(Some(index), future));
+            node::note(index, task.abort_handle());
+            task
+        }
+    }
+}
+
+/// As `tokio::task::spawn_blocking`; when simulated it runs in its turn on the one thread, so that runs repeat.
+#[expect(clippy::disallowed_methods, reason = "the one place that leaves the reactor")]
+pub fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    match node::current() {
+        None => tokio::task::spawn_blocking(work),
+        Some(_) => spawn(async move { work() }),
+    }
+}

@@ -229,7 +229,7 @@ impl Roles {
         let stubs = address.map(|address| (Stubs::new(cluster_key.clone()), address));
         let scm_for_others: Arc<dyn ScmService> = match &stubs {
             None => scm.clone(),
-            Some((stubs, address)) => Arc::new(ScmStub::new(stubs.clone(), *address)),
+            Some((stubs, address)) => Arc::new(ScmStub::new(stubs.clone(), (*address).into())),
         };
         readiness.wait_for("the ozone manager");
         let om_role = meta::Om::open(om_config(config, cluster, key), scm_for_others.clone());
@@ -241,7 +241,7 @@ impl Roles {
                 (om_role.clone(), datanodes)
             }
             Some((stubs, address)) => {
-                let om = OmStub::new(stubs.clone(), address);
+                let om = OmStub::new(stubs.clone(), address.into());
                 let connect = move |datanode: &DatanodeAddress| {
                     let stub = DatanodeStub::connect(stubs.clone(), datanode)?;
                     Ok(Arc::new(stub) as Arc<dyn DatanodeService>)
@@ -364,7 +364,7 @@ fn scm_config(config: &Config, cluster: &Cluster) -> ScmConfig {
 
 fn datanode_config(config: &Config, cluster: &Cluster, address: Option<SocketAddr>) -> DatanodeConfig {
     DatanodeConfig {
-        address,
+        address: address.map(Into::into),
         container_bytes_max: config.scm.container_size.0,
         growth_step: config.datanode.growth_step.0,
         reserve_bytes: config.datanode.reserve.0,

@@ -131,6 +131,7 @@ impl BucketRow {
             created_ms: self.created_ms,
             location: self.location,
             config_version: self.config_version,
+            replication: Replication::One,
         }
     }
 }

@@ -134,7 +134,13 @@ async fn without_scm_a_loan_says_what_is_awaited_and_comes_when_it_can() {
     scm.is_down.store(true, Ordering::SeqCst);
     let mut rig = Rig::open(&dir, scm.clone()).await;
     let context = rig.context();
-    let request = TakeLoan { context, replication: Replication::Three, count: 8, avoid: Vec::new() };
+    let request = TakeLoan {
+        context,
+        replication: Replication::Three,
+        count: 8,
+        avoid: Vec::new(),
+        avoid_datanodes: Vec::new(),
+    };
     match rig.call(request.clone()).await {
         Err(CallError::Failed(failure)) => {
             assert_eq!(failure.status, Status::Retry);
@@ -155,7 +161,13 @@ async fn containers_that_closed_or_are_avoided_lend_no_more() {
     let mut rig = Rig::open(&dir, scm.clone()).await;
     let first = rig.loan(1).await;
     let context = rig.context();
-    let request = TakeLoan { context, replication: Replication::One, count: 1, avoid: vec![first.container] };
+    let request = TakeLoan {
+        context,
+        replication: Replication::One,
+        count: 1,
+        avoid: vec![first.container],
+        avoid_datanodes: Vec::new(),
+    };
     let second = rig.call(request).await.unwrap();
     assert_ne!(second.container, first.container);
     scm.state.lock().closed.insert(second.container);

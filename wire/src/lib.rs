@@ -14,6 +14,7 @@ pub mod ids;
 pub mod limits;
 pub mod names;
 pub mod om;
+pub mod operator;
 pub mod random;
 pub mod scm;
 pub mod status;

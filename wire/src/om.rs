@@ -12,10 +12,16 @@ use crate::block::{BlockEntry, BlockToken, ContainerLocation, Pipeline, Replicat
 use crate::call::service_calls;
 use crate::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, Etag};
 use crate::clock::UnixMs;
+use crate::group::{GroupInfo, MembershipChange};
 use crate::ids::{
     BlockId, BucketId, ContainerId, DatanodeId, Generation, LoanId, LocalId, SessionId, VersionId, WriteId,
 };
 use crate::names::{BucketName, KeyName};
+use crate::operator::{
+    ContainerKeys, CreateNamespaceBucket, CreateVolume, DeleteNamespaceBucket, DeleteVolume, GetGroup,
+    GetOmOverview, KeyBlocks, ListContainerKeys, ListNamespaceBuckets, ListVolumes, NamespaceBucket,
+    OmOverview, SetBucketQuota, SetDefaultReplication, SetVolume, TransferLeadership, VolumeInfo, WhereKey,
+};
 use crate::scm::Degraded;
 
 /// Who speaks and which of its commands this is. A repeat with the same numbers is answered as the first was.
@@ -91,6 +97,13 @@ pub struct BucketInfo {
     pub location: String,
     /// Raised by every change of its configuration.
     pub config_version: u64,
+    /// Replication of new keys of class STANDARD: the bucket's own, else the cluster's.
+    #[serde(default = "one_replica")]
+    pub replication: Replication,
+}
+
+fn one_replica() -> Replication {
+    Replication::One
 }
 
 /// S3's storage classes that are taken here.
@@ -904,4 +917,19 @@ service_calls! {
     AbortUpload => (),
     ListParts => PartPage,
     ListUploads => UploadPage,
+    GetGroup => GroupInfo,
+    MembershipChange => (),
+    TransferLeadership => (),
+    GetOmOverview => OmOverview,
+    SetDefaultReplication => (),
+    WhereKey => KeyBlocks,
+    ListContainerKeys => ContainerKeys,
+    CreateVolume => (),
+    SetVolume => (),
+    DeleteVolume => (),
+    ListVolumes => Vec<VolumeInfo>,
+    CreateNamespaceBucket => (),
+    SetBucketQuota => (),
+    DeleteNamespaceBucket => (),
+    ListNamespaceBuckets => Vec<NamespaceBucket>,
 }

@@ -5,7 +5,13 @@ use serde::{Deserialize, Serialize};
 use crate::block::{BlockToken, ContainerLocation, DatanodeAddress, Pipeline, Replication, TokenKey};
 use crate::call::service_calls;
 use crate::clock::UnixMs;
+use crate::group::{GroupInfo, MembershipChange};
 use crate::ids::{BlockId, ClusterId, ContainerId, DatanodeId, Generation, LeaseId, LocalId};
+use crate::operator::{
+    CloseContainer, ContainerDetails, DatanodeInfo, GetContainers, GetGroup, GetRepair, GetScmOverview,
+    ListContainers, ListDatanodes, ListPipelines, PipelineInfo, RaiseReplication, Raised, RepairInfo,
+    ScmOverview, SetDatanode, TransferLeadership,
+};
 
 /// Life of a container (design: OPEN -> CLOSING -> CLOSED -> DELETING -> DELETED).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -145,6 +151,18 @@ service_calls! {
     ListRetirable => Vec<ContainerId>,
     RegisterDatanode => Registered,
     Heartbeat => HeartbeatReply,
+    GetGroup => GroupInfo,
+    MembershipChange => (),
+    TransferLeadership => (),
+    ListDatanodes => Vec<DatanodeInfo>,
+    SetDatanode => (),
+    ListContainers => Vec<ContainerDetails>,
+    GetContainers => Vec<ContainerDetails>,
+    CloseContainer => (),
+    RaiseReplication => Raised,
+    ListPipelines => Vec<PipelineInfo>,
+    GetRepair => RepairInfo,
+    GetScmOverview => ScmOverview,
 }
 
 /// A datanode introduces itself, with a full report.

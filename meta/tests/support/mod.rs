@@ -151,8 +151,13 @@ impl Rig {
     }
 
     pub(crate) async fn loan(&mut self, count: u16) -> Loan {
-        let request =
-            TakeLoan { context: self.context(), replication: Replication::One, count, avoid: Vec::new() };
+        let request = TakeLoan {
+            context: self.context(),
+            replication: Replication::One,
+            count,
+            avoid: Vec::new(),
+            avoid_datanodes: Vec::new(),
+        };
         self.call(request).await.unwrap()
     }
 

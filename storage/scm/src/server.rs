@@ -351,9 +351,7 @@ impl ScmService for Scm {
                 self.register_datanode(request).await.map(ScmReply::RegisterDatanode)
             }
             ScmRequest::Heartbeat(request) => self.heartbeat(request).await.map(ScmReply::Heartbeat),
-            ScmRequest::DegradeContainer(_)
-            | ScmRequest::RetireContainer(_)
-            | ScmRequest::ListRetirable(_) => Err(Failure::new(Status::Internal, "scm cannot do this yet")),
+            other => Err(Failure::new(Status::Internal, format!("scm cannot do {} yet", other.name()))),
         }
     }
 }

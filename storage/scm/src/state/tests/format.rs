@@ -72,7 +72,7 @@ fn rows_of_the_first_version_decode() {
     check("container", &container);
     check("active", &());
     let disks = vec![DiskRow { path: "disk0".to_owned(), capacity_bytes: 1 << 40 }];
-    let address = Some(([127, 0, 0, 1], 7000).into());
+    let address = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 7000)).into());
     let operational = OperationalState::InService;
     check("datanode", &DatanodeRow { address, incarnation: 5, registered_ms: 6, operational, disks });
     check(

@@ -66,7 +66,10 @@ fn datanode(number: u64) -> DatanodeId {
 
 fn register(number: u64) -> Command {
     Command::RegisterDatanode(command::RegisterDatanode {
-        datanode: DatanodeAddress { id: datanode(number), address: Some(([127, 0, 0, 1], 7000).into()) },
+        datanode: DatanodeAddress {
+            id: datanode(number),
+            address: Some(std::net::SocketAddr::from(([127, 0, 0, 1], 7000)).into()),
+        },
         incarnation: 1,
         disks: Vec::new(),
         now_ms: 1000,

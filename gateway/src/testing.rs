@@ -178,6 +178,7 @@ impl State {
                     created_ms: 0,
                     location: request.location,
                     config_version: 1,
+                    replication: Replication::One,
                 };
                 self.buckets.insert(request.name, info.clone());
                 Ok(OmReply::CreateBucket(info))

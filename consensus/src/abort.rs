@@ -4,6 +4,8 @@
 //! broke. Replaying from what is durable is right in both cases, and a thread that died alone would leave a server
 //! that answers nothing.
 
+pub(crate) use platform::abort::AbortOnPanic;
+
 /// Logs why and aborts. No destructor runs: a clean close after an error would write from a state that is not known.
 pub(crate) fn fatal(group: &str, what: &str, error: &dyn std::error::Error) -> ! {
     let mut causes = String::new();
@@ -15,19 +17,8 @@ pub(crate) fn fatal(group: &str, what: &str, error: &dyn std::error::Error) -> !
     }
     tracing::error!(group, "{what}{causes}; aborting, the next start replays");
     // Somebody must hear it, also where no subscriber was set.
-    if !tracing::dispatcher::has_been_set() {
+    if !tracing::dispatcher::has_been_set() && platform::node::current().is_none() {
         eprintln!("ferrozone: {group}: {what}{causes}; aborting, the next start replays");
     }
-    std::process::abort()
-}
-
-/// Aborts the process if the thread that holds it panics.
-pub(crate) struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            std::process::abort();
-        }
-    }
+    platform::abort::abort(&format!("{group}: {what}{causes}"))
 }

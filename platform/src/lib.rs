@@ -10,12 +10,14 @@
 //! | `simulated` | a disk in memory that forgets what was not synced |
 //! | `task` | tasks and blocking work |
 //! | `actor` | a loop that owns its state and takes inputs from a queue: a thread, or a task when simulated |
+//! | `abort` | the end of the process, or of a simulated node |
 //! | `node` | which simulated node is running, and its end |
 //!
 //! Time and randomness are `wire::clock` and `wire::random`, which the simulator replaces likewise.
 //!
 //! Not here: what is in the files, the network (see `client`).
 
+pub mod abort;
 pub mod actor;
 pub mod disk;
 pub mod node;

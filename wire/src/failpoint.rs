@@ -48,6 +48,7 @@ struct Armed {
 #[inline]
 pub fn hit(name: &'static str) {
     debug_assert!(NAMES.contains(&name), "failpoint {name} is not listed");
+    crate::world::step(name);
     static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
     let armed = ARMED.get_or_init(|| std::env::var(VARIABLE).ok().map(|text| parse(&text)));
     if let Some(armed) = armed {

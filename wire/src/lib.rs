@@ -15,6 +15,7 @@ pub mod limits;
 pub mod names;
 pub mod om;
 pub mod operator;
+pub mod planted;
 pub mod random;
 pub mod scm;
 pub mod status;

@@ -256,10 +256,11 @@ impl Roles {
                 .merge(datanode_router(datanode.clone(), verifier));
             tokio::spawn(http::serve(listener, router, stopping.clone().cancelled_owned()));
         }
-        datanode.start(scm_for_others);
+        let datanodes = Arc::new(datanodes);
+        datanode.start(scm_for_others, datanodes.clone());
         readiness.wait_for("the datanode's registration with SCM");
         datanode.wait_registered().await;
-        Ok(Self { scm, datanode, om_role, om, datanodes: Arc::new(datanodes) })
+        Ok(Self { scm, datanode, om_role, om, datanodes })
     }
 
     /// Callers before the called: nothing fails while it stops.

@@ -13,6 +13,10 @@ pub struct DatanodeConfig {
     pub cluster: ClusterId,
     /// The internal listener, told to SCM. None while it serves only inside its own process.
     pub address: Option<wire::host::HostPort>,
+    /// This machine's name, for people.
+    pub node: String,
+    /// Where it stands, for placement. Empty if racks do not matter.
+    pub rack: String,
     /// A container takes no block that would end beyond this (Ozone: 5 GiB).
     pub container_bytes_max: u64,
     /// Container files grow by this. 64 MiB keeps metadata writes rare; a small disk takes at most a 256th of itself.
@@ -37,6 +41,8 @@ impl DatanodeConfig {
             disks,
             cluster,
             address: None,
+            node: String::new(),
+            rack: String::new(),
             container_bytes_max: 5 << 30,
             growth_step: 64 << 20,
             reserve_bytes: 256 << 20,

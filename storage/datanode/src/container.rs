@@ -70,7 +70,7 @@ pub(crate) struct State {
     /// Extents given out and not yet durable, by offset.
     pub(crate) in_flight: BTreeMap<u64, LocalId>,
     /// Durable blocks that the index has not got yet.
-    pub(crate) recent: HashMap<LocalId, Extent>,
+    pub(crate) recent: BTreeMap<LocalId, Extent>,
     /// Ids that no write may take. Only while the container is open.
     pub(crate) deleted: HashSet<LocalId>,
     /// Extents of deleted blocks whose readers have not gone yet, or whose punch is due.
@@ -414,9 +414,6 @@ impl Container {
         for local in locals {
             state.recent.remove(local);
         }
-        if state.recent.is_empty() {
-            state.recent.shrink_to(1024);
-        }
     }
 
     /// What SCM is told. A full container reports its limit as written, so that SCM closes it.
@@ -436,8 +433,8 @@ impl Container {
             block_count: state.block_count,
             deletion_done: state.deletion_done,
             is_unhealthy: state.is_unhealthy,
-            condition: ReplicaCondition::Whole,
-            disk: String::new(),
+            condition: if self.disk.is_failed() { ReplicaCondition::Lost } else { ReplicaCondition::Whole },
+            disk: self.disk.io.name(),
         }
     }
 }

@@ -7,22 +7,23 @@
 //!       <id>.container                    one file a container
 //! ```
 //!
-//! Three threads serve a disk: one commits (`group_commit`), one keeps the index, one zero-fills ahead. An input or
-//! output error takes the disk out of service for the rest of the process's life: after one, nobody knows what is on it,
+//! Three loops serve a disk: one commits (`group_commit`), one keeps the index, one zero-fills ahead. Each is a
+//! `platform::actor`, a thread in production. An input or output error takes the disk out of service for the rest of the process's life: after one, nobody knows what is on it,
 //! and re-validation means reading it all past the page cache, which the next start does.
 //!
 //! Invariant: once [`Disk::is_failed`] is true, no write of this disk is answered with success.
 //!
 //! Not here: opening and recovering a disk (`recovery`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use wire::clock::UnixMs;
 use wire::ids::{ContainerId, Generation};
 
@@ -30,9 +31,11 @@ use crate::config::DatanodeConfig;
 use crate::container::Container;
 use crate::error::BlockError;
 use crate::file_cache::FileCache;
-use crate::group_commit::{CommitQueue, commit_batch};
+use crate::group_commit::CommitQueue;
 use crate::index::{Index, IndexBatch};
+use platform::actor::{self, Ended};
 use platform::disk::{DiskIo, OpenMode, Room};
+use platform::task;
 
 /// The index file's name.
 pub(crate) const INDEX_NAME: &str = "index.redb";
@@ -46,6 +49,8 @@ const BALLAST_BYTES: u64 = 16 << 20;
 const INDEX_ROOM_BYTES: u64 = 1 << 20;
 /// Zero-filled ahead of the next block at most: enough for seconds of small blocks, little enough to be written at once.
 const PREPARE_AHEAD_BYTES: u64 = 16 << 20;
+/// Wake-ups of the index's keeper that wait: one is as good as many.
+const KEEPER_QUEUE: usize = 1;
 /// Containers waiting to be zero-filled; more are left out, since their next writer asks again.
 const PREPARE_QUEUE: usize = 64;
 /// Blocks that wait for the index before the keeper is woken early.
@@ -65,25 +70,27 @@ pub(crate) struct Disk {
     /// See [`Disk::sync`].
     syncing: Mutex<()>,
     big_writes: AtomicUsize,
-    dirty: Mutex<HashMap<ContainerId, Arc<Container>>>,
+    dirty: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
     changes: Arc<Changes>,
-    keeper: Mutex<Keeper>,
-    keeper_wake: Condvar,
+    is_stopping: AtomicBool,
     recent_count: AtomicUsize,
-    prepare: SyncSender<Option<Arc<Container>>>,
-    prepare_queue: Mutex<Option<Receiver<Option<Arc<Container>>>>>,
+    /// Since when the index holds commits that are not durable, on the steady clock; 0 if there are none.
+    unsaved_since_ns: AtomicU64,
+    keeper: mpsc::Sender<()>,
+    preparer: mpsc::Sender<Option<Arc<Container>>>,
+    /// Until the loops are started.
+    inboxes: Mutex<Option<Inboxes>>,
 }
 
-#[derive(Default)]
-struct Keeper {
-    is_stopping: bool,
-    is_hurried: bool,
+struct Inboxes {
+    keeper: mpsc::Receiver<()>,
+    preparer: mpsc::Receiver<Option<Arc<Container>>>,
 }
 
 /// Containers of which SCM has not heard the newest, over all disks; and who is to be woken by urgent news.
 #[derive(Default)]
 pub(crate) struct Changes {
-    changed: Mutex<std::collections::HashSet<ContainerId>>,
+    changed: Mutex<BTreeSet<ContainerId>>,
     pub(crate) urgent: tokio::sync::Notify,
 }
 
@@ -92,8 +99,8 @@ impl Changes {
         self.changed.lock().insert(container);
     }
 
-    pub(crate) fn take(&self) -> Vec<ContainerId> {
-        self.changed.lock().drain().collect()
+    pub(crate) fn take(&self) -> BTreeSet<ContainerId> {
+        std::mem::take(&mut *self.changed.lock())
     }
 }
 
@@ -106,7 +113,9 @@ impl Disk {
         config: &DatanodeConfig,
         room: Room,
     ) -> Arc<Self> {
-        let (prepare, prepare_queue) = sync_channel(PREPARE_QUEUE);
+        let (keeper, keeper_inbox) = mpsc::channel(KEEPER_QUEUE);
+        let (preparer, preparer_inbox) = mpsc::channel(PREPARE_QUEUE);
+        let inboxes = Inboxes { keeper: keeper_inbox, preparer: preparer_inbox };
         let page = crate::extent::PAGE_BYTES;
         let step = config.growth_step.min(room.capacity / 256).max(page).next_multiple_of(page);
         Arc::new(Self {
@@ -121,35 +130,32 @@ impl Disk {
             syncing: Mutex::new(()),
             failed: AtomicBool::new(false),
             big_writes: AtomicUsize::new(0),
-            dirty: Mutex::new(HashMap::new()),
+            dirty: Mutex::new(BTreeMap::new()),
             changes,
-            keeper: Mutex::new(Keeper::default()),
-            keeper_wake: Condvar::new(),
+            is_stopping: AtomicBool::new(false),
             recent_count: AtomicUsize::new(0),
-            prepare,
-            prepare_queue: Mutex::new(Some(prepare_queue)),
+            unsaved_since_ns: AtomicU64::new(0),
+            keeper,
+            preparer,
+            inboxes: Mutex::new(Some(inboxes)),
         })
     }
 
-    /// Starts the disk's threads.
-    pub(crate) fn start(self: &Arc<Self>) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
-        let queue = self.prepare_queue.lock().take();
-        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(run)
-        };
+    /// Starts the disk's loops. Once; inside a runtime.
+    pub(crate) fn start(self: &Arc<Self>) -> io::Result<Vec<Ended>> {
+        let inboxes = self.inboxes.lock().take().zip(self.commits.take_inbox());
+        let (inboxes, commits) = inboxes.ok_or_else(|| io::Error::other("a disk is started once"))?;
         let (commit, keep, prepare) = (self.clone(), self.clone(), self.clone());
-        Ok(vec![
-            spawn(
-                "dn-commit",
-                Box::new(move || {
-                    while let Some(batch) = commit.commits.take() {
-                        commit_batch(&commit, batch);
-                    }
-                }),
-            )?,
-            spawn("dn-index", Box::new(move || keep.keep_index()))?,
-            spawn("dn-prepare", Box::new(move || prepare.prepare_files(queue)))?,
-        ])
+        let ended = vec![
+            actor::start("dn-commit", commits, move |inputs| commit.commits.step(&commit, inputs))?,
+            actor::start("dn-index", inboxes.keeper, move |inputs| {
+                inputs.clear();
+                keep.keep_index()
+            })?,
+            actor::start("dn-prepare", inboxes.preparer, move |inputs| prepare.prepare_files(inputs))?,
+        ];
+        task::spawn(look_at_index(Arc::downgrade(self)));
+        Ok(ended)
     }
 
     pub(crate) fn growth_step(&self) -> u64 {
@@ -264,7 +270,7 @@ impl Disk {
     pub(crate) fn prepare_soon(&self, container: &Arc<Container>) {
         if !self.has_big_writes() {
             // A full queue is no loss: the next writer asks again.
-            let _ = self.prepare.try_send(Some(container.clone()));
+            let _ = self.preparer.try_send(Some(container.clone()));
         }
     }
 
@@ -284,8 +290,8 @@ impl Disk {
     /// A batch is settled: hurries the keeper if much has gathered.
     pub(crate) fn settled(&self) {
         if self.recent_count.load(Ordering::Relaxed) > RECENT_WAKE {
-            self.keeper.lock().is_hurried = true;
-            self.keeper_wake.notify_one();
+            // A full queue wakes the keeper too.
+            let _ = self.keeper.try_send(());
         }
     }
 
@@ -302,7 +308,7 @@ impl Disk {
         }
         // Before anything is taken from the containers: what waits for the index goes on waiting.
         self.check_index_room()?;
-        let dirty: Vec<Arc<Container>> = self.dirty.lock().drain().map(|(_, container)| container).collect();
+        let dirty: Vec<Arc<Container>> = std::mem::take(&mut *self.dirty.lock()).into_values().collect();
         self.recent_count.store(0, Ordering::Relaxed);
         let collected: Vec<_> = dirty.iter().map(|container| container.collect(&mut batch)).collect();
         if is_durable {
@@ -316,69 +322,60 @@ impl Disk {
         for (container, locals) in dirty.iter().zip(&collected) {
             container.collected(locals);
         }
+        let (saved, unsaved) = if is_durable { (true, 0) } else { (false, wire::clock::steady_ns().max(1)) };
+        if saved || self.unsaved_since_ns.load(Ordering::Relaxed) == 0 {
+            self.unsaved_since_ns.store(unsaved, Ordering::Relaxed);
+        }
         Ok(())
     }
 
-    fn keep_index(self: Arc<Self>) {
-        let flush = Duration::from_millis(self.config.index_flush_ms.max(1));
-        let checkpoint_ns = self.config.index_checkpoint_ms * 1_000_000;
-        let mut unsaved_since_ns = None;
-        loop {
-            {
-                let mut keeper = self.keeper.lock();
-                if keeper.is_stopping {
-                    return;
-                }
-                let is_idle = unsaved_since_ns.is_none() && self.dirty.lock().is_empty();
-                if !keeper.is_hurried {
-                    // An idle disk is looked at seldom: an idle process should sleep.
-                    let pause = if is_idle { flush.max(Duration::from_millis(500)) } else { flush };
-                    self.keeper_wake.wait_for(&mut keeper, pause);
-                }
-                keeper.is_hurried = false;
-                if keeper.is_stopping {
-                    return;
-                }
-            }
-            if self.is_failed() {
-                return;
-            }
-            let has_news = !self.dirty.lock().is_empty();
-            let now_ns = wire::clock::steady_ns();
-            let is_due = unsaved_since_ns.is_some_and(|since| now_ns - since >= checkpoint_ns);
-            if !has_news && !is_due {
-                continue;
-            }
-            if self.flush_index(is_due).is_ok() {
-                unsaved_since_ns = if is_due { None } else { unsaved_since_ns.or(Some(now_ns)) };
-            }
-        }
+    fn is_checkpoint_due(&self) -> bool {
+        let since_ns = self.unsaved_since_ns.load(Ordering::Relaxed);
+        let age_ns = wire::clock::steady_ns().saturating_sub(since_ns);
+        since_ns != 0 && age_ns >= self.config.index_checkpoint_ms * 1_000_000
     }
 
-    fn prepare_files(self: Arc<Self>, queue: Option<Receiver<Option<Arc<Container>>>>) {
-        let Some(queue) = queue else { return };
+    fn has_index_work(&self) -> bool {
+        !self.dirty.lock().is_empty() || self.is_checkpoint_due()
+    }
+
+    fn keep_index(&self) -> ControlFlow<()> {
+        if self.is_stopping() || self.is_failed() {
+            return ControlFlow::Break(());
+        }
+        if self.has_index_work() {
+            // Errors have taken the disk out of service or mean that it is full: tried again at the next look.
+            let _ = self.flush_index(self.is_checkpoint_due());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn prepare_files(&self, containers: &mut Vec<Option<Arc<Container>>>) -> ControlFlow<()> {
         // None only wakes.
-        while let Ok(container) = queue.recv() {
-            if self.keeper.lock().is_stopping {
-                return;
+        for container in containers.drain(..).flatten() {
+            if self.is_stopping() || self.is_failed() {
+                return ControlFlow::Break(());
             }
-            if let Some(container) = container.filter(|_| !self.is_failed()) {
-                // Errors have taken the disk out of service or mean that it is full; both are known elsewhere.
-                let _ = container.prepare();
-            }
+            // Errors have taken the disk out of service or mean that it is full; both are known elsewhere.
+            let _ = container.prepare();
         }
+        if self.is_stopping() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// Ends the threads; writers that come later are sent away.
+    fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+
+    /// Ends the loops; writers that come later are sent away.
     pub(crate) fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Release);
         self.commits.close();
-        self.keeper.lock().is_stopping = true;
-        self.keeper_wake.notify_all();
-        // A full queue wakes its reader too.
-        let _ = self.prepare.try_send(None);
+        // Full queues wake their loops too.
+        let _ = self.keeper.try_send(());
+        let _ = self.preparer.try_send(None);
     }
 
-    /// After the threads have ended: makes all durable and marks the orderly end.
+    /// After the loops have ended: makes all durable and marks the orderly end.
     pub(crate) fn finish(&self) -> Result<(), BlockError> {
         self.flush_index(true)?;
         let failed = |error| self.io_failed("mark the orderly end", error);
@@ -398,6 +395,21 @@ impl Disk {
         let batch =
             IndexBatch { drop_container: Some((container, generation, now_ms)), ..IndexBatch::default() };
         self.flush_index_with(batch, true)
+    }
+}
+
+/// Wakes the keeper of the index when there is something to do: an idle disk's thread sleeps.
+async fn look_at_index(disk: std::sync::Weak<Disk>) {
+    loop {
+        let Some(flush_ms) = disk.upgrade().map(|disk| disk.config.index_flush_ms) else { return };
+        tokio::time::sleep(Duration::from_millis(flush_ms.max(1))).await;
+        let Some(disk) = disk.upgrade() else { return };
+        if disk.is_stopping() || disk.is_failed() {
+            return;
+        }
+        if disk.has_index_work() {
+            let _ = disk.keeper.try_send(());
+        }
     }
 }
 

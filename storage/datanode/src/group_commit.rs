@@ -1,6 +1,6 @@
 //! Group commit: all writers of a disk that wait share one sync a file.
 //!
-//! A writer puts its bytes in place and queues up; one thread a disk takes all that wait, syncs each file among them
+//! A writer puts its bytes in place and queues up; one loop a disk takes all that wait, syncs each file among them
 //! once, and settles and answers. While a sync runs the next batch gathers, so the batch size follows the load and no
 //! timer is needed.
 //!
@@ -10,10 +10,12 @@
 //!
 //! Invariant: nothing is answered or indexed before the sync that covers it has succeeded.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::oneshot;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::container::{Container, Reservation};
 use crate::disk::Disk;
@@ -28,52 +30,59 @@ pub(crate) struct Waiting {
     pub(crate) done: oneshot::Sender<Result<(), BlockError>>,
 }
 
-/// The writers that wait for the next sync. Bounded by the writers there are.
-#[derive(Default)]
+/// Writers in the queue; more wait for a place. One batch takes them all.
+const WAITING_MAX: usize = 4096;
+
+/// The writers that wait for the next sync.
 pub(crate) struct CommitQueue {
-    queue: Mutex<Queue>,
-    wake: Condvar,
+    sender: mpsc::Sender<Option<Waiting>>,
+    inbox: Mutex<Option<mpsc::Receiver<Option<Waiting>>>>,
+    is_closed: AtomicBool,
 }
 
-#[derive(Default)]
-struct Queue {
-    waiting: Vec<Waiting>,
-    is_closed: bool,
+impl Default for CommitQueue {
+    fn default() -> Self {
+        let (sender, inbox) = mpsc::channel(WAITING_MAX);
+        Self { sender, inbox: Mutex::new(Some(inbox)), is_closed: AtomicBool::new(false) }
+    }
 }
 
 impl CommitQueue {
-    /// Queues a write.
-    pub(crate) fn push(&self, waiting: Waiting) {
-        let mut queue = self.queue.lock();
-        if queue.is_closed {
-            drop(queue);
+    /// Queues a write. One that finds the queue closed is taken back.
+    pub(crate) async fn push(&self, waiting: Waiting) {
+        if self.is_closed.load(Ordering::Acquire) {
             let _ = waiting.done.send(Err(BlockError::Stopping));
             return;
         }
-        let was_empty = queue.waiting.is_empty();
-        queue.waiting.push(waiting);
-        drop(queue);
-        if was_empty {
-            self.wake.notify_one();
+        // Without a wait in the common case: a writer that goes away now leaves a durable block, not a hole.
+        if let Err(mpsc::error::TrySendError::Full(waiting)) = self.sender.try_send(Some(waiting)) {
+            let _ = self.sender.send(waiting).await;
         }
     }
 
-    /// All that wait; None once the queue is closed and empty.
-    pub(crate) fn take(&self) -> Option<Vec<Waiting>> {
-        let mut queue = self.queue.lock();
-        while queue.waiting.is_empty() {
-            if queue.is_closed {
-                return None;
-            }
-            self.wake.wait(&mut queue);
+    /// For the loop; once.
+    pub(crate) fn take_inbox(&self) -> Option<mpsc::Receiver<Option<Waiting>>> {
+        self.inbox.lock().take()
+    }
+
+    /// One step of the loop: makes all that wait durable.
+    pub(crate) fn step(&self, disk: &Disk, inputs: &mut Vec<Option<Waiting>>) -> ControlFlow<()> {
+        let batch: Vec<Waiting> = inputs.drain(..).flatten().collect();
+        if !batch.is_empty() {
+            commit_batch(disk, batch);
         }
-        Some(std::mem::take(&mut queue.waiting))
+        if self.is_closed.load(Ordering::Acquire) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     /// Takes no more.
     pub(crate) fn close(&self) {
-        self.queue.lock().is_closed = true;
-        self.wake.notify_all();
+        self.is_closed.store(true, Ordering::Release);
+        // None only wakes; a full queue wakes the loop too.
+        let _ = self.sender.try_send(None);
     }
 }
 
@@ -167,8 +176,15 @@ mod tests {
             digest: BlockDigest(1),
         };
         let (done, answer) = oneshot::channel();
-        disk.commits.push(Waiting { reservation, extent, done });
+        disk.commits.sender.try_send(Some(Waiting { reservation, extent, done })).unwrap();
         answer
+    }
+
+    /// All that wait.
+    fn take(disk: &Disk) -> Option<Vec<Waiting>> {
+        let mut inbox = disk.commits.inbox.lock();
+        let inbox = inbox.as_mut()?;
+        Some(std::iter::from_fn(|| inbox.try_recv().ok()).flatten().collect())
     }
 
     #[test]
@@ -179,7 +195,7 @@ mod tests {
         assert!(matches!(container.pin(LocalId(3)), Err(BlockError::NoBlock(_))));
         assert!(answers[3].try_recv().is_err());
         let before = simulated.sync_count();
-        commit_batch(&disk, disk.commits.take().unwrap());
+        commit_batch(&disk, take(&disk).unwrap());
         assert_eq!(simulated.sync_count(), before + 1);
         for answer in &mut answers {
             assert!(matches!(answer.try_recv(), Ok(Ok(()))));
@@ -192,13 +208,13 @@ mod tests {
         let simulated = SimulatedDisk::new(1 << 30);
         let (disk, container) = disk_and_container(&simulated);
         let mut first: Vec<Answer> = (0..3).map(|local| push(&disk, &container, local)).collect();
-        let batch = disk.commits.take().unwrap();
+        let batch = take(&disk).unwrap();
         let mut waiting: Vec<Answer> = (3..6).map(|local| push(&disk, &container, local)).collect();
         simulated.set_faults(Faults { next_sync_fails: true, ..Faults::default() });
         let before = simulated.sync_count();
         commit_batch(&disk, batch);
         assert!(disk.is_failed());
-        commit_batch(&disk, disk.commits.take().unwrap());
+        commit_batch(&disk, take(&disk).unwrap());
         assert_eq!(simulated.sync_count(), before, "a second sync would succeed and lie");
         for answer in first.iter_mut().chain(&mut waiting) {
             assert!(matches!(answer.try_recv(), Ok(Err(BlockError::DiskFailed(_)))));
@@ -213,7 +229,7 @@ mod tests {
         let (disk, container) = disk_and_container(&simulated);
         let answer = push(&disk, &container, 1);
         let offset = container.state.lock().in_flight.first_key_value().map(|(offset, _)| *offset).unwrap();
-        drop(disk.commits.take());
+        drop(take(&disk));
         drop(answer);
         let file = container.file().unwrap();
         assert!(file.read_at(offset, 4096).unwrap().iter().all(|byte| *byte == 0));

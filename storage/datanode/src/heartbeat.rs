@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use client::service::{ScmService, call_scm};
+use client::service::{Datanodes, ScmService, call_scm};
 use wire::block::DatanodeAddress;
 use wire::ids::ContainerId;
 use wire::scm::{DatanodeAction, DatanodeCommand, Heartbeat, RegisterDatanode};
@@ -29,7 +29,7 @@ const FULL_REPORT_MS: u64 = 60 * 60 * 1000;
 const HOUSEKEEPING_MS: u64 = 1000;
 
 /// Registers, then beats until the node stops.
-pub(crate) async fn report_loop(node: Arc<Node>, scm: Arc<dyn ScmService>) {
+pub(crate) async fn report_loop(node: Arc<Node>, scm: Arc<dyn ScmService>, _datanodes: Arc<Datanodes>) {
     let mut interval_ms = INTERVAL_FIRST_MS;
     let mut is_registered = false;
     let mut is_warned = false;
@@ -55,9 +55,10 @@ pub(crate) async fn report_loop(node: Arc<Node>, scm: Arc<dyn ScmService>) {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(interval_ms)) => {}
-            () = node.changes.urgent.notified() => {}
+            biased;
             () = node.stop.notified() => {}
+            () = node.changes.urgent.notified() => {}
+            () = tokio::time::sleep(Duration::from_millis(interval_ms)) => {}
         }
     }
 }
@@ -76,8 +77,8 @@ async fn register(
         incarnation: node.incarnation,
         disks: node.disk_reports(),
         replicas: node.replica_reports(),
-        node: String::new(),
-        rack: String::new(),
+        node: node.config.node.clone(),
+        rack: node.config.rack.clone(),
     };
     let answer = call_scm(scm, request).await.inspect_err(|_| {
         for container in changed {
@@ -129,7 +130,7 @@ async fn beat(node: &Arc<Node>, scm: &dyn ScmService, full_at_ns: &mut u64) -> R
 async fn obey(node: &Arc<Node>, commands: Vec<DatanodeCommand>) {
     for command in commands {
         let node = node.clone();
-        let ended = tokio::task::spawn_blocking(move || obey_one(&node, command)).await;
+        let ended = platform::task::spawn_blocking(move || obey_one(&node, command)).await;
         if ended.is_err() {
             tracing::error!("a command of SCM panicked");
         }
@@ -175,13 +176,14 @@ pub(crate) fn obey_one(node: &Node, command: DatanodeCommand) {
 pub(crate) async fn housekeeping_loop(node: Arc<Node>) {
     while !node.is_stopping() {
         let house = node.clone();
-        let kept = tokio::task::spawn_blocking(move || keep_house(&house)).await;
+        let kept = platform::task::spawn_blocking(move || keep_house(&house)).await;
         if kept.is_err() {
             tracing::error!("the housekeeping of the datanode panicked");
         }
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(HOUSEKEEPING_MS)) => {}
+            biased;
             () = node.stop.notified() => {}
+            () = tokio::time::sleep(Duration::from_millis(HOUSEKEEPING_MS)) => {}
         }
     }
 }

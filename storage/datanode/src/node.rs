@@ -2,11 +2,11 @@
 //!
 //! Not here: what callers ask of it (`service`), what it tells SCM (`heartbeat`).
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use client::service::ScmService;
+use client::service::{Datanodes, ScmService};
 use parking_lot::{Mutex, RwLock};
 use wire::block::{BlockClaim, DatanodeAddress, TokenKey};
 use wire::ids::{ContainerId, DatanodeId, Generation};
@@ -22,7 +22,9 @@ use crate::heartbeat;
 use crate::layout::LAYOUT_CURRENT;
 use crate::metrics;
 use crate::open::{create_container, open_disks};
+use platform::actor::Ended;
 use platform::disk::{Directory, DiskIo};
+use platform::task;
 
 /// A datanode in service. Cheap to clone.
 #[derive(Clone)]
@@ -36,8 +38,8 @@ pub(crate) struct Node {
     /// Drawn at each start: SCM drops late messages of an earlier life.
     pub(crate) incarnation: u64,
     pub(crate) disks: Vec<Arc<Disk>>,
-    pub(crate) containers: RwLock<HashMap<ContainerId, Arc<Container>>>,
-    tombstones: Mutex<HashMap<ContainerId, Generation>>,
+    pub(crate) containers: RwLock<BTreeMap<ContainerId, Arc<Container>>>,
+    tombstones: Mutex<BTreeMap<ContainerId, Generation>>,
     creating: Mutex<()>,
     pub(crate) keys: RwLock<Arc<Vec<TokenKey>>>,
     /// Whether SCM has taken us in and given us the token keys, without which every call is refused.
@@ -47,12 +49,13 @@ pub(crate) struct Node {
     pub(crate) term: AtomicU64,
     pub(crate) is_stopping: AtomicBool,
     pub(crate) stop: tokio::sync::Notify,
-    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    loops: Mutex<Vec<Ended>>,
     pub(crate) tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
 impl Datanode {
-    /// Opens the disks, recovering them if the last end was not an orderly one. Blocking: call off the reactor.
+    /// Opens the disks, recovering them if the last end was not an orderly one. Blocking: call off the
+    /// reactor, but inside a runtime.
     pub fn open(config: DatanodeConfig) -> Result<Self, OpenError> {
         let mut ios: Vec<Arc<dyn DiskIo>> = Vec::new();
         for path in &config.disks {
@@ -67,10 +70,10 @@ impl Datanode {
     pub fn open_on(config: DatanodeConfig, ios: Vec<Arc<dyn DiskIo>>) -> Result<Self, OpenError> {
         let changes = Arc::new(Changes::default());
         let opened = open_disks(&config, ios, &changes, wire::clock::now_ms())?;
-        let mut threads = Vec::new();
+        let mut loops = Vec::new();
         for disk in &opened.disks {
             let started = disk.start().map_err(|source| OpenError::Io { disk: disk.io.name(), source })?;
-            threads.extend(started);
+            loops.extend(started);
         }
         tracing::info!(
             datanode = %opened.datanode, disks = opened.disks.len(), containers = opened.containers.len(),
@@ -91,7 +94,7 @@ impl Datanode {
                 term: AtomicU64::new(0),
                 is_stopping: AtomicBool::new(false),
                 stop: tokio::sync::Notify::new(),
-                threads: Mutex::new(threads),
+                loops: Mutex::new(loops),
                 tasks: Mutex::default(),
             }),
         })
@@ -107,10 +110,11 @@ impl Datanode {
         DatanodeAddress { id: self.node.id, address: self.node.config.address.clone() }
     }
 
-    /// Spawns the loops that report to SCM, do what it says, and keep house. Call once, inside a runtime.
-    pub fn start(&self, scm: Arc<dyn ScmService>) {
-        let report = tokio::spawn(heartbeat::report_loop(self.node.clone(), scm));
-        let keep = tokio::spawn(heartbeat::housekeeping_loop(self.node.clone()));
+    /// Spawns the loops that report to SCM, do what it says, and keep house. Replicas are copied from `datanodes`. Call
+    /// once, inside a runtime.
+    pub fn start(&self, scm: Arc<dyn ScmService>, datanodes: Arc<Datanodes>) {
+        let report = task::spawn(heartbeat::report_loop(self.node.clone(), scm, datanodes));
+        let keep = task::spawn(heartbeat::housekeeping_loop(self.node.clone()));
         self.node.tasks.lock().extend([report, keep]);
     }
 
@@ -135,7 +139,15 @@ impl Datanode {
             // Ended or aborted: either way it touches nothing any more.
             let _ = task.await;
         }
-        let ended = tokio::task::spawn_blocking(move || node.finish());
+        for disk in &node.disks {
+            disk.stop();
+        }
+        let loops = std::mem::take(&mut *node.loops.lock());
+        for ended in loops {
+            // Dropped without a word if it panicked, which the panic hook has told.
+            let _ = ended.await;
+        }
+        let ended = task::spawn_blocking(move || node.finish());
         if ended.await.is_err() {
             tracing::error!("datanode shutdown did not finish: the next start recovers");
         }
@@ -149,14 +161,6 @@ impl Datanode {
 
 impl Node {
     fn finish(&self) {
-        for disk in &self.disks {
-            disk.stop();
-        }
-        for thread in std::mem::take(&mut *self.threads.lock()) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of a disk panicked");
-            }
-        }
         for disk in &self.disks {
             // Writes that were cut off punch their extents when dropped; open containers whose writers still live
             // would be recorded half way, so such a disk recovers at the next start.
@@ -258,10 +262,8 @@ impl Node {
 
     pub(crate) fn replica_reports(&self) -> Vec<ReplicaReport> {
         let containers = self.containers.read();
-        let mut reports: Vec<ReplicaReport> =
-            containers.values().map(|container| container.report()).collect();
+        let reports: Vec<ReplicaReport> = containers.values().map(|container| container.report()).collect();
         drop(containers);
-        reports.sort_by_key(|report| report.container);
         metrics::replicas(reports.len(), reports.iter().map(|report| report.used_bytes).sum());
         reports
     }

@@ -6,7 +6,7 @@
 //!
 //! Open deletion intents are taken up last, by the datanode's housekeeping.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -36,8 +36,8 @@ const TOMBSTONE_LIFE_MS: u64 = 24 * 60 * 60 * 1000;
 pub(crate) struct Opened {
     pub(crate) datanode: DatanodeId,
     pub(crate) disks: Vec<Arc<Disk>>,
-    pub(crate) containers: HashMap<ContainerId, Arc<Container>>,
-    pub(crate) tombstones: HashMap<ContainerId, Generation>,
+    pub(crate) containers: BTreeMap<ContainerId, Arc<Container>>,
+    pub(crate) tombstones: BTreeMap<ContainerId, Generation>,
 }
 
 /// Opens all disks.
@@ -50,7 +50,7 @@ pub(crate) fn open_disks(
     let datanode = identify(config, &ios)?;
     let files = Arc::new(FileCache::new(config.open_files_max));
     let mut opened =
-        Opened { datanode, disks: Vec::new(), containers: HashMap::new(), tombstones: HashMap::new() };
+        Opened { datanode, disks: Vec::new(), containers: BTreeMap::new(), tombstones: BTreeMap::new() };
     for io in ios {
         open_disk(config, io, &files, changes, now_ms, &mut opened)?;
     }
@@ -102,7 +102,7 @@ fn open_disk(
     opened: &mut Opened,
 ) -> Result<(), OpenError> {
     let failed = |source: io::Error| OpenError::Io { disk: io.name(), source };
-    let names: HashSet<String> = io.list().map_err(failed)?.into_iter().collect();
+    let names: BTreeSet<String> = io.list().map_err(failed)?.into_iter().collect();
     let was_clean = names.contains(CLEAN_NAME);
     if was_clean {
         // Gone before anything is written: from here on an end is an orderly one only if it says so again.
@@ -178,7 +178,7 @@ fn recover_container(
     disk: &Arc<Disk>,
     id: ContainerId,
     was_clean: bool,
-    tombstones: &HashMap<ContainerId, Generation>,
+    tombstones: &BTreeMap<ContainerId, Generation>,
     batch: &mut IndexBatch,
 ) -> Result<Option<(Container, bool)>, OpenError> {
     let io = &disk.io;

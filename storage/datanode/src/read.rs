@@ -20,6 +20,7 @@ use crate::container::{Container, Pinned};
 use crate::error::BlockError;
 use crate::extent::decode_crcs;
 use crate::metrics;
+use platform::task;
 
 /// An extent at most this long is read at once.
 const WHOLE_READ_BYTES_MAX: u64 = 128 << 10;
@@ -94,7 +95,7 @@ impl Reader {
             Ok(None) | Err(_) => {
                 let reader = self.clone();
                 let read = move || reader.read_at(extent.offset, extent.size as usize);
-                tokio::task::spawn_blocking(read).await.map_err(|_| BlockError::Stopping)??
+                task::spawn_blocking(read).await.map_err(|_| BlockError::Stopping)??
             }
         };
         let layout = self.container().layout;
@@ -145,7 +146,7 @@ impl Reader {
     async fn read_runs(self: Arc<Self>) -> Result<ChunkStream, BlockError> {
         let (first, end) = self.chunks();
         let reader = self.clone();
-        let begun = tokio::task::spawn_blocking(move || {
+        let begun = task::spawn_blocking(move || {
             let crcs = Arc::new(reader.read_list()?);
             let until = end.min(first + RUN_CHUNKS);
             // The first run is read before the answer begins: its damage is an answer, not a broken stream.
@@ -184,7 +185,7 @@ impl Runs {
         let (reader, crcs, first) = (self.reader.clone(), self.crcs.clone(), self.next);
         let end = self.end.min(first + RUN_CHUNKS);
         self.next = end;
-        self.ahead = Some(tokio::task::spawn_blocking(move || reader.read_run(&crcs, first, end)));
+        self.ahead = Some(task::spawn_blocking(move || reader.read_run(&crcs, first, end)));
     }
 
     async fn take(&mut self) -> Option<Result<ChunkRun, Failure>> {

@@ -13,7 +13,7 @@
 //!
 //! Not here: sealing what was open and replaying deletions (`open`).
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 
 use wire::chunk::{BlockDigest, chunk_count, chunk_crc};
@@ -32,7 +32,7 @@ const WINDOW_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scan {
     /// Whole blocks, by id.
-    pub found: HashMap<LocalId, Extent>,
+    pub found: BTreeMap<LocalId, Extent>,
     /// Pages that are not zero and not part of a whole block.
     pub suspect_pages: u64,
     /// Where the last page that is not zero ends; at least the end of the known extents.

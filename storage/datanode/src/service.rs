@@ -42,7 +42,7 @@ impl Datanode {
             return Ok(container);
         }
         let (node, claim) = (self.node.clone(), claim.clone());
-        let made = tokio::task::spawn_blocking(move || node.container_or_create(&claim));
+        let made = platform::task::spawn_blocking(move || node.container_or_create(&claim));
         made.await.map_err(|_| BlockError::Stopping)?
     }
 }

@@ -28,6 +28,7 @@ use crate::group_commit::Waiting;
 use crate::index::Extent;
 use crate::metrics;
 use platform::disk::BlockFile;
+use platform::task;
 
 /// A block at most this long is one buffer and one pwrite, on the caller's task: about a tenth of a millisecond.
 const INLINE_WRITE_BYTES_MAX: u64 = 256 << 10;
@@ -83,12 +84,12 @@ pub(crate) async fn write_stream(
     let mut next = body.next().await;
     while let Some(run) = next {
         let run = run.map_err(BlockError::Stream)?;
-        let step = tokio::task::spawn_blocking(move || writer.write(run).map(|()| writer));
+        let step = task::spawn_blocking(move || writer.write(run).map(|()| writer));
         // The next run arrives while this one is written.
         next = body.next().await;
         writer = step.await.map_err(|_| BlockError::Stopping)??;
     }
-    let finish = tokio::task::spawn_blocking(move || writer.finish());
+    let finish = task::spawn_blocking(move || writer.finish());
     let (reservation, length, digest) = finish.await.map_err(|_| BlockError::Stopping)??;
     commit(reservation, length, digest).await
 }
@@ -118,7 +119,7 @@ async fn begin(
         Begin::MustWait => {}
     }
     let container = container.clone();
-    let begun = tokio::task::spawn_blocking(move || container.begin_write(local, reserved, is_exact, true));
+    let begun = task::spawn_blocking(move || container.begin_write(local, reserved, is_exact, true));
     match begun.await.map_err(|_| BlockError::Stopping)?? {
         Begin::Reserved(reservation) => Ok(Begun::Reserved(reservation)),
         Begin::Exists(extent) => Ok(Begun::Exists(extent)),
@@ -223,7 +224,7 @@ async fn commit(
     let extent = Extent { offset: reservation.offset, size: reservation.size, length, digest };
     let disk = reservation.container.disk.clone();
     let (done, answer) = oneshot::channel();
-    disk.commits.push(Waiting { reservation, extent, done });
+    disk.commits.push(Waiting { reservation, extent, done }).await;
     answer.await.map_err(|_| BlockError::Stopping)??;
     metrics::block_written(length);
     Ok(BlockReceipt { length, digest })

@@ -1,7 +1,7 @@
 //! A container file is read from its bytes alone, also when they were changed: never a block that was not written so,
 //! never the loss of one whose own bytes are whole.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use datanode::extent::{ContainerHeader, ExtentHeader, ExtentTrailer, PAGE_BYTES, Salt, encode_crcs};
@@ -99,7 +99,7 @@ fn build(lengths: &[(usize, usize)]) -> Built {
 }
 
 /// What was found must read back as what was written.
-fn check_found(built: &Built, bytes: &[u8], found: &HashMap<LocalId, datanode::Extent>) {
+fn check_found(built: &Built, bytes: &[u8], found: &BTreeMap<LocalId, datanode::Extent>) {
     for (local, extent) in found {
         let (offset, _, data) = &built.blocks[&local.0];
         assert_eq!((extent.offset as usize, extent.length as usize), (*offset, data.len()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use client::service::{DatanodeService, ScmService};
+use client::service::{DatanodeService, Datanodes, ScmService};
 use datanode::{Datanode, DatanodeConfig};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
@@ -112,7 +112,7 @@ impl Rig {
     }
 
     async fn start(&self) {
-        self.datanode.start(self.scm.clone());
+        self.datanode.start(self.scm.clone(), Arc::new(Datanodes::local_only()));
         let probe = self.write_request(u64::MAX, 0, 1);
         let mut bad = probe.clone();
         bad.token.claim.count = 0;

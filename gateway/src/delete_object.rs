@@ -11,7 +11,7 @@ use client::service::CallError;
 use http::{HeaderName, StatusCode};
 use wire::limits::DELETE_KEYS_MAX;
 use wire::names::KeyName;
-use wire::om::{DELETE_KEYS_PER_COMMAND, DeleteKeys, Rejection, WriteCondition};
+use wire::om::{DELETE_KEYS_PER_COMMAND, DeleteKeys, KeysDeleted, WriteCondition};
 
 use crate::access::Bucket;
 use crate::checksum::Claims;
@@ -36,8 +36,8 @@ pub(crate) async fn delete_object(context: &Arc<RequestContext>) -> Outcome {
     }
     let action = if named { Action::DeleteObjectVersion } else { Action::DeleteObject };
     let keys = vec![(context.key()?.clone(), condition)];
-    let outcomes = delete(context, action, keys).await?;
-    outcomes.into_iter().next().unwrap_or(Ok(()))?;
+    let deleted = delete(context, action, keys).await?;
+    deleted.outcomes.into_iter().next().unwrap_or(Ok(()))?;
     let mut response = response::empty(StatusCode::NO_CONTENT);
     if named {
         response::set(response.headers_mut(), HeaderName::from_static("x-amz-version-id"), "null");
@@ -50,7 +50,7 @@ async fn delete(
     context: &Arc<RequestContext>,
     action: Action,
     keys: Vec<(KeyName, WriteCondition)>,
-) -> Result<Vec<Result<(), Rejection>>, S3Error> {
+) -> Result<KeysDeleted, S3Error> {
     let work = context.clone();
     detached(async move {
         let command = |bucket: Bucket| {
@@ -143,7 +143,7 @@ async fn delete_chunk(
     let mut done = match keys.is_empty() {
         true => Vec::new(),
         false => match delete(context, Action::DeleteObject, keys.clone()).await {
-            Ok(done) => done.into_iter().map(|outcome| outcome.map_err(S3Error::from)).collect(),
+            Ok(done) => done.outcomes.into_iter().map(|outcome| outcome.map_err(S3Error::from)).collect(),
             Err(refusal) if matches!(refusal.code, "NoSuchBucket" | "AccessDenied") => return Err(refusal),
             Err(refusal) => vec![Err(refusal); keys.len()],
         },

@@ -79,7 +79,7 @@ async fn page(
     if parameters.max == 0 {
         // AWS: empty and not truncated, whatever there is.
         let bucket = context.fresh_bucket(action).await?;
-        return Ok((KeyPage { items: Vec::new(), is_truncated: false }, bucket.info));
+        return Ok((KeyPage { items: Vec::new(), is_truncated: false, read_index: 0 }, bucket.info));
     }
     context
         .with_bucket(action, |bucket| async move {

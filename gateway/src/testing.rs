@@ -136,7 +136,7 @@ impl State {
                 None => ListItem::Key(wire::names::KeyName::new(key).unwrap(), head.clone()),
             });
         }
-        KeyPage { items, is_truncated }
+        KeyPage { items, is_truncated, read_index: 0 }
     }
 
     fn answer(&mut self, request: OmRequest) -> Result<OmReply, CallError> {
@@ -227,7 +227,7 @@ impl State {
                     write_id: WriteId::default(),
                     part_checksums: Default::default(),
                 };
-                Ok(OmReply::LookupKey(KeyFound { info, layout: None }))
+                Ok(OmReply::LookupKey(KeyFound { info, layout: None, read_index: 0 }))
             }
             OmRequest::DeleteKeys(request) => {
                 let info = self.check(&request.bucket)?;
@@ -249,7 +249,7 @@ impl State {
                         }
                     });
                 }
-                Ok(OmReply::DeleteKeys(outcomes))
+                Ok(OmReply::DeleteKeys(KeysDeleted { outcomes, index: 0 }))
             }
             OmRequest::CreateUpload(request) => {
                 self.check(&request.bucket)?;

@@ -361,7 +361,7 @@ impl Om {
             None => None,
             Some((start, entries)) => Some(self.layout_page(start, entries).await?),
         };
-        Ok(KeyFound { info, layout })
+        Ok(KeyFound { info, layout, read_index: 0 })
     }
 
     async fn get_layout(&self, request: GetLayout) -> Result<LayoutPage, CallError> {
@@ -441,7 +441,7 @@ impl Om {
             Q::LookupKey(request) => self.lookup_key(request).await.map(OmReply::LookupKey),
             Q::GetLayout(request) => self.get_layout(request).await.map(OmReply::GetLayout),
             Q::DeleteKeys(request) => match self.propose_freeing(request).await? {
-                Reply::Deleted(outcomes) => Ok(OmReply::DeleteKeys(outcomes)),
+                Reply::Deleted(deleted) => Ok(OmReply::DeleteKeys(deleted)),
                 _ => Err(unexpected()),
             },
             Q::CopyKey(request) => match self.propose(request).await? {

@@ -61,7 +61,7 @@ async fn a_key_lives_through_restart_and_goes_when_deleted() {
     let context = rig.context();
     let delete =
         DeleteKeys { context, bucket: bucket.clone(), keys: vec![(key("a/b"), WriteCondition::None)] };
-    assert_eq!(rig.call(delete).await.unwrap(), [Ok(())]);
+    assert_eq!(rig.call(delete).await.unwrap().outcomes, [Ok(())]);
     assert_eq!(rejected(rig.call(Rig::lookup(&bucket, "a/b")).await), Rejection::NoSuchKey);
     let block = entry(&loan, 0, 100).block;
     until("scm has logged the deletion", || scm.state.lock().deleted.contains(&block)).await;

@@ -587,6 +587,9 @@ pub struct KeyFound {
     pub info: KeyInfo,
     /// If asked for and the byte lies inside the key.
     pub layout: Option<LayoutPage>,
+    /// The applied index of the view that answered: a checker's witness. 0 if it is not told.
+    #[serde(default)]
+    pub read_index: u64,
 }
 
 /// The next page of a long block list, by the write that owns it: good until the blocks are reclaimed.
@@ -609,6 +612,15 @@ pub struct DeleteKeys {
     pub bucket: BucketRef,
     /// At most [`DELETE_KEYS_PER_COMMAND`].
     pub keys: Vec<(KeyName, WriteCondition)>,
+}
+
+/// Answer to [`DeleteKeys`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysDeleted {
+    /// One for each key, in the order asked.
+    pub outcomes: Vec<Result<(), Rejection>>,
+    /// The Raft index of the deletion.
+    pub index: u64,
 }
 
 /// Keys of one [`DeleteKeys`] at most: each may touch several rows of the 512 a command writes. Callers cut larger requests.
@@ -672,6 +684,9 @@ pub struct KeyPage {
     pub items: Vec<ListItem>,
     /// More follow after the last item.
     pub is_truncated: bool,
+    /// As [`KeyFound::read_index`].
+    #[serde(default)]
+    pub read_index: u64,
 }
 
 /// CreateMultipartUpload. The context's write id is the upload id.
@@ -907,7 +922,7 @@ service_calls! {
     CommitKey => KeyCommitted,
     LookupKey => KeyFound,
     GetLayout => LayoutPage,
-    DeleteKeys => Vec<Result<(), Rejection>>,
+    DeleteKeys => KeysDeleted,
     CopyKey => KeyCommitted,
     ListKeys => KeyPage,
     CreateUpload => WriteId,

@@ -11,7 +11,8 @@ use wire::ids::{BucketId, SessionId, WriteId};
 use wire::limits::COMMIT_BLOCKS_MAX;
 use wire::names::KeyName;
 use wire::om::{
-    CommitKey, DELETE_KEYS_PER_COMMAND, DeleteKeys, KeyCommitted, KeyHead, Rejection, WriteCondition,
+    CommitKey, DELETE_KEYS_PER_COMMAND, DeleteKeys, KeyCommitted, KeyHead, KeysDeleted, Rejection,
+    WriteCondition,
 };
 
 use crate::schema::{KEY, KeyRest, KeyRow, UsageRow, key_row_key};
@@ -142,7 +143,7 @@ pub(crate) fn delete(txn: &mut Txn<'_, '_>, command: &DeleteKeys) -> Result<Repl
     for (key, condition) in &command.keys {
         outcomes.push(delete_one(txn, bucket, key, *condition)?);
     }
-    Ok(Reply::Deleted(outcomes))
+    Ok(Reply::Deleted(KeysDeleted { outcomes, index: txn.index }))
 }
 
 fn delete_one(

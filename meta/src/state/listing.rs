@@ -54,7 +54,7 @@ pub(crate) fn list_keys(
     bucket: BucketId,
     request: &ListKeys,
 ) -> Result<KeyPage, StoreError> {
-    let mut page = KeyPage { items: Vec::new(), is_truncated: false };
+    let mut page = KeyPage { items: Vec::new(), is_truncated: false, read_index: 0 };
     let max = request.max as usize;
     if max == 0 {
         return Ok(page);

@@ -43,7 +43,7 @@ use wire::block::Pipeline;
 use wire::clock::UnixMs;
 use wire::ids::{ContainerId, Generation, LoanId, LocalId, SessionId, VersionId, WriteId};
 use wire::limits::COMMAND_ROWS_MAX;
-use wire::om::{BucketInfo, KeyCommitted, Rejection, UploadCompleted};
+use wire::om::{BucketInfo, KeyCommitted, KeysDeleted, Rejection, UploadCompleted};
 
 use crate::command::Command;
 use crate::schema::{self, HandoverRow, META, META_ACCESS_VERSION, META_CLOCK, TABLES, decode, encode};
@@ -79,7 +79,7 @@ pub(crate) enum Reply {
     /// See `CommitKey`, `CopyKey`, `CommitPart`.
     Committed(KeyCommitted),
     /// See `DeleteKeys`.
-    Deleted(Vec<Result<(), Rejection>>),
+    Deleted(KeysDeleted),
     /// See `CreateUpload`.
     Upload(WriteId),
     /// See `CompleteUpload`.

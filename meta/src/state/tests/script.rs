@@ -540,12 +540,12 @@ fn reply_text(reply: &Reply) -> String {
         Reply::Committed(committed) => {
             format!("version {} at {}\n", committed.version.index, committed.modified_ms)
         }
-        Reply::Deleted(outcomes) => {
+        Reply::Deleted(deleted) => {
             let line = |outcome: &Result<(), wire::om::Rejection>| match outcome {
                 Ok(()) => "deleted\n".to_owned(),
                 Err(rejection) => format!("rejected: {rejection}\n"),
             };
-            outcomes.iter().map(line).collect()
+            deleted.outcomes.iter().map(line).collect()
         }
         Reply::Upload(upload) => format!("upload {}\n", short(*upload)),
         Reply::Completed(done) => {

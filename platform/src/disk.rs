@@ -68,6 +68,12 @@ pub trait BlockFile: Debug + Send + Sync + 'static {
     /// Makes all data and the file's attributes (holes) durable.
     fn sync_all(&self) -> io::Result<()>;
 
+    /// Forgets what memory holds of data that was synced: what is read next comes from the medium. To be called after a
+    /// sync, by those who want to know what the disk really has.
+    fn drop_cached(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The file's size in bytes.
     fn length(&self) -> io::Result<u64>;
 
@@ -276,6 +282,11 @@ impl BlockFile for SystemFile {
 
     fn sync_all(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&self.file)?)
+    }
+
+    fn drop_cached(&self) -> io::Result<()> {
+        // The whole file (length None), clean pages only; a file system without pages of its own (tmpfs) keeps them.
+        Ok(rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)?)
     }
 
     fn length(&self) -> io::Result<u64> {

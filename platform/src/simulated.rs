@@ -2,13 +2,18 @@
 //!
 //! Every page (4 KiB) has a durable version and perhaps a newer one that was written and not synced. A crash keeps or
 //! forgets each unsynced page by a coin toss, and each change of names since the last [`DiskIo::sync_names`] likewise.
-//! Faults can be set: a sync that fails, reads and writes that fail, a disk that is full. Bits can be flipped.
+//! Faults can be set: a sync that fails, reads and writes that fail, pages that cannot be read, a disk that is full or
+//! has vanished. Bits can be flipped, also under the cache.
+//!
+//! A handle belongs to the life of the machine in which it called [`DiskIo::lock`], a file to that in which it was opened:
+//! after a crash they do nothing any more. A handle that never locked (a test's own) lives on.
 //!
 //! Deterministic: the same calls and the same seeds give the same disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -22,9 +27,19 @@ const PAGE: usize = PAGE_BYTES as usize;
 type Page = Arc<[u8; PAGE]>;
 
 /// A disk in memory. Clones share it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct SimulatedDisk {
     shared: Arc<Mutex<Shared>>,
+    /// The life in which this handle locked the disk, [`UNBOUND`] before.
+    life: AtomicU64,
+}
+
+const UNBOUND: u64 = u64::MAX;
+
+impl Clone for SimulatedDisk {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone(), life: AtomicU64::new(UNBOUND) }
+    }
 }
 
 #[derive(Debug)]
@@ -41,6 +56,10 @@ struct Shared {
     sync_count: u64,
     operations: u64,
     crash_at: Option<(u64, u64)>,
+    /// Pages, by file, whose sectors the medium cannot read.
+    unreadable: BTreeSet<(u64, u64)>,
+    is_gone: bool,
+    trace: u64,
 }
 
 /// What goes wrong.
@@ -109,6 +128,17 @@ impl Contents {
         self.durable_length = self.length;
     }
 
+    fn drop_cached(&mut self) {
+        let mut pages = self.durable_pages.clone();
+        for number in &self.dirty {
+            match self.pages.get(number) {
+                Some(page) => pages.insert(*number, page.clone()),
+                None => pages.remove(number),
+            };
+        }
+        self.pages = pages;
+    }
+
     fn crash(&mut self, coin: &mut Coin) {
         for number in std::mem::take(&mut self.dirty) {
             if coin.toss() {
@@ -169,14 +199,48 @@ impl Shared {
     }
 
     /// Counts an operation, and crashes before it if its time has come.
-    fn begin_operation(&mut self) {
+    fn begin_operation(&mut self, life: u64, trace: &[u64]) -> io::Result<()> {
         self.operations += 1;
         if let Some((at, seed)) = self.crash_at
             && self.operations >= at
         {
             self.crash(seed);
+            return Err(crashed());
+        }
+        if life != self.life && life != UNBOUND {
+            return Err(crashed());
+        }
+        self.note(trace);
+        if self.is_gone { Err(io::ErrorKind::NotFound.into()) } else { Ok(()) }
+    }
+
+    fn note(&mut self, trace: &[u64]) {
+        for word in trace {
+            self.trace = Coin(self.trace ^ word).next();
         }
     }
+
+    /// The same for an operation on a name.
+    fn begin_naming(&mut self, handle: &SimulatedDisk, kind: u64, name: &str) -> io::Result<()> {
+        self.begin_operation(handle.life.load(Ordering::Relaxed), &[kind, hash(name.as_bytes())])
+    }
+}
+
+fn crashed() -> io::Error {
+    io::Error::other("the machine has crashed")
+}
+
+/// For traces: tells contents apart, guards against nothing.
+fn hash(bytes: &[u8]) -> u64 {
+    let word = |part: &[u8]| {
+        let mut word = [0; 8];
+        word[..part.len()].copy_from_slice(part);
+        u64::from_le_bytes(word)
+    };
+    let start = bytes.len() as u64;
+    bytes
+        .chunks(8)
+        .fold(start, |sum, part| (sum.rotate_left(5) ^ word(part)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 impl SimulatedDisk {
@@ -194,8 +258,11 @@ impl SimulatedDisk {
             sync_count: 0,
             operations: 0,
             crash_at: None,
+            unreadable: BTreeSet::new(),
+            is_gone: false,
+            trace: 0,
         };
-        Self { shared: Arc::new(Mutex::new(shared)) }
+        Self { shared: Arc::new(Mutex::new(shared)), life: AtomicU64::new(UNBOUND) }
     }
 
     /// Power is cut: what was not synced survives by the tosses of `seed`. Handles opened before do nothing any more.
@@ -254,6 +321,46 @@ impl SimulatedDisk {
         }
     }
 
+    /// Changes bytes on the medium; what memory holds of them stays right until [`BlockFile::drop_cached`] or a crash.
+    pub fn rot(&self, name: &str, offset: u64, bytes: &[u8]) {
+        let mut shared = self.shared.lock();
+        if let Some(file) = shared.names.get(name).copied()
+            && let Some(contents) = shared.files.get_mut(&file)
+        {
+            for (byte, position) in bytes.iter().zip(offset..) {
+                let page = contents
+                    .durable_pages
+                    .entry(position / PAGE_BYTES)
+                    .or_insert_with(|| Arc::new([0; PAGE]));
+                Arc::make_mut(page)[(position % PAGE_BYTES) as usize] = *byte;
+            }
+        }
+    }
+
+    /// Reads of these bytes fail from now on, until they are written.
+    pub fn make_unreadable(&self, name: &str, offset: u64, length: u64) {
+        let mut shared = self.shared.lock();
+        if let Some(file) = shared.names.get(name).copied() {
+            let pages = offset / PAGE_BYTES..(offset + length).div_ceil(PAGE_BYTES);
+            shared.unreadable.extend(pages.map(|page| (file, page)));
+        }
+    }
+
+    /// The disk is pulled out, or put back: nothing is found on it meanwhile.
+    pub fn set_gone(&self, is_gone: bool) {
+        self.shared.lock().is_gone = is_gone;
+    }
+
+    /// How many operations were begun.
+    pub fn operation_count(&self) -> u64 {
+        self.shared.lock().operations
+    }
+
+    /// A hash over all operations so far, their places and their bytes: equal for equal runs.
+    pub fn trace_hash(&self) -> u64 {
+        self.shared.lock().trace
+    }
+
     fn used(shared: &Shared) -> u64 {
         let live: BTreeSet<u64> = shared.names.values().copied().collect();
         live.iter().filter_map(|file| shared.files.get(file)).map(Contents::stored).sum()
@@ -266,11 +373,14 @@ impl DiskIo for SimulatedDisk {
     }
 
     fn lock(&self) -> io::Result<bool> {
-        Ok(!std::mem::replace(&mut self.shared.lock().is_locked, true))
+        let mut shared = self.shared.lock();
+        self.life.store(shared.life, Ordering::Relaxed);
+        Ok(!std::mem::replace(&mut shared.is_locked, true))
     }
 
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn BlockFile>> {
         let mut shared = self.shared.lock();
+        shared.begin_naming(self, 1, name)?;
         let existing = shared.names.get(name).copied();
         let file = match (existing, mode) {
             (Some(file), OpenMode::Fresh) => {
@@ -296,28 +406,37 @@ impl DiskIo for SimulatedDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut shared = self.shared.lock();
+        shared.begin_naming(self, 2, to)?;
         let file = shared.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         shared.names.insert(to.to_owned(), file);
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        let removed = self.shared.lock().names.remove(name);
+        let mut shared = self.shared.lock();
+        shared.begin_naming(self, 3, name)?;
+        let removed = shared.names.remove(name);
         removed.map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.shared.lock().names.keys().cloned().collect())
+        let mut shared = self.shared.lock();
+        shared.begin_naming(self, 4, "")?;
+        Ok(shared.names.keys().cloned().collect())
     }
 
     fn sync_names(&self) -> io::Result<()> {
         let mut shared = self.shared.lock();
+        shared.begin_naming(self, 5, "")?;
         shared.durable_names = shared.names.clone();
         Ok(())
     }
 
     fn room(&self) -> io::Result<Room> {
         let shared = self.shared.lock();
+        if shared.is_gone {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let used = Self::used(&shared);
         Ok(Room { capacity: shared.capacity, available: shared.capacity.saturating_sub(used) })
     }
@@ -331,12 +450,14 @@ struct SimulatedFile {
 }
 
 impl SimulatedFile {
-    fn with<R>(&self, act: impl FnOnce(&mut Contents, &mut Faults) -> io::Result<R>) -> io::Result<R> {
+    fn with<R>(
+        &self,
+        trace: &[u64],
+        act: impl FnOnce(&mut Contents, &mut Faults) -> io::Result<R>,
+    ) -> io::Result<R> {
         let mut shared = self.shared.lock();
-        shared.begin_operation();
-        if shared.life != self.life {
-            return Err(io::Error::other("the machine has crashed"));
-        }
+        shared.begin_operation(self.life, &[self.file])?;
+        shared.note(trace);
         let mut faults = shared.faults;
         let contents = shared.files.entry(self.file).or_default();
         let done = act(contents, &mut faults);
@@ -354,7 +475,7 @@ impl SimulatedFile {
 
     /// Pages of the range that have no room yet.
     fn pages_lacking(&self, offset: u64, length: u64) -> io::Result<u64> {
-        self.with(|contents, _| {
+        self.with(&[10, offset, length], |contents, _| {
             let pages = offset / PAGE_BYTES..(offset + length).div_ceil(PAGE_BYTES);
             Ok(pages
                 .filter(|number| !contents.pages.contains_key(number) && !contents.reserved.contains(number))
@@ -369,11 +490,14 @@ fn broken() -> io::Error {
 
 impl BlockFile for SimulatedFile {
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.with(
-            |contents, faults| {
-                if faults.reads_fail { Err(broken()) } else { Ok(contents.read(offset, length)) }
-            },
-        )
+        let pages =
+            (self.file, offset / PAGE_BYTES)..(self.file, (offset + length as u64).div_ceil(PAGE_BYTES));
+        if self.shared.lock().unreadable.range(pages).next().is_some() {
+            return Err(broken());
+        }
+        self.with(&[11, offset, length as u64], |contents, faults| {
+            if faults.reads_fail { Err(broken()) } else { Ok(contents.read(offset, length)) }
+        })
     }
 
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
@@ -382,7 +506,8 @@ impl BlockFile for SimulatedFile {
         if lacking > 0 {
             self.check_room(lacking)?;
         }
-        self.with(|contents, faults| {
+        let bytes = parts.iter().fold(0u64, |sum, part| sum.rotate_left(1) ^ hash(part));
+        let written = self.with(&[12, offset, bytes], |contents, faults| {
             if faults.writes_fail {
                 return Err(broken());
             }
@@ -392,12 +517,19 @@ impl BlockFile for SimulatedFile {
                 position += part.len() as u64;
             }
             Ok(())
-        })
+        });
+        let mut shared = self.shared.lock();
+        if written.is_ok() && !shared.unreadable.is_empty() {
+            // Disks put another sector in the place of a bad one that is written.
+            let pages = offset / PAGE_BYTES..(offset + total as u64).div_ceil(PAGE_BYTES);
+            shared.unreadable.retain(|(file, page)| *file != self.file || !pages.contains(page));
+        }
+        written
     }
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_room(self.pages_lacking(offset, length)?)?;
-        self.with(|contents, _| {
+        self.with(&[13, offset, length], |contents, _| {
             contents.reserved.extend(offset / PAGE_BYTES..(offset + length).div_ceil(PAGE_BYTES));
             contents.length = contents.length.max(offset + length);
             Ok(())
@@ -405,7 +537,7 @@ impl BlockFile for SimulatedFile {
     }
 
     fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.with(|contents, faults| {
+        self.with(&[14, offset, length], |contents, faults| {
             if faults.writes_fail {
                 return Err(broken());
             }
@@ -420,7 +552,7 @@ impl BlockFile for SimulatedFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let synced = self.with(|contents, faults| {
+        let synced = self.with(&[15], |contents, faults| {
             if std::mem::take(&mut faults.next_sync_fails) {
                 // As on Linux: the pages count as clean afterwards, so a second sync would say all is well.
                 contents.dirty.clear();
@@ -437,13 +569,21 @@ impl BlockFile for SimulatedFile {
         self.sync_data()
     }
 
+    fn drop_cached(&self) -> io::Result<()> {
+        self.with(&[18], |contents, _| {
+            contents.drop_cached();
+            Ok(())
+        })
+    }
+
     fn length(&self) -> io::Result<u64> {
-        self.with(|contents, _| Ok(contents.length))
+        self.with(&[16], |contents, _| Ok(contents.length))
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        self.with(|contents, _| {
+        self.with(&[17, length], |contents, _| {
             contents.length = length;
+            contents.reserved.retain(|number| *number < length.div_ceil(PAGE_BYTES));
             let end = length.div_ceil(PAGE_BYTES);
             let cut: Vec<u64> = contents.pages.range(end..).map(|(number, _)| *number).collect();
             for number in cut {
@@ -452,5 +592,42 @@ impl BlockFile for SimulatedFile {
             }
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_hides_rot_until_it_is_dropped() {
+        let disk = SimulatedDisk::new(1 << 20);
+        let file = disk.open("file", OpenMode::Fresh).unwrap();
+        file.write_at(0, &[&[1; 8192]]).unwrap();
+        file.sync_data().unwrap();
+        file.write_at(4096, &[&[2; 10]]).unwrap();
+        disk.rot("file", 7, &[9]);
+        assert_eq!(file.read_at(7, 1).unwrap(), [1]);
+        file.drop_cached().unwrap();
+        assert_eq!(file.read_at(7, 1).unwrap(), [9]);
+        assert_eq!(file.read_at(4096, 1).unwrap(), [2], "what was not synced is still only in memory");
+    }
+
+    #[test]
+    fn unreadable_pages_fail_until_written_and_a_past_life_names_nothing() {
+        let disk = SimulatedDisk::new(1 << 20);
+        let handle: Arc<dyn DiskIo> = Arc::new(disk.clone());
+        assert!(handle.lock().unwrap());
+        let file = handle.open("file", OpenMode::Fresh).unwrap();
+        file.write_at(0, &[&[1; 12288]]).unwrap();
+        disk.make_unreadable("file", 5000, 1);
+        assert!(file.read_at(0, 4097).is_err());
+        assert_eq!(file.read_at(8192, 1).unwrap(), [1]);
+        file.write_at(4096, &[&[3; 4096]]).unwrap();
+        assert_eq!(file.read_at(0, 4097).unwrap()[4096], 3);
+        disk.kill();
+        assert!(handle.remove("file").is_err());
+        assert!(handle.lock().unwrap());
+        handle.remove("file").unwrap();
     }
 }

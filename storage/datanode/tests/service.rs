@@ -349,7 +349,7 @@ async fn a_disk_that_others_have_filled_still_deletes() {
     for local in 0..20 {
         entries.push(rig.write(1, local, &[3; 100_000]).await.unwrap());
     }
-    rig.until(|rig| rig.disk.contents("ballast").is_some()).await;
+    rig.until(|rig| rig.disk.contents("ballast").is_some_and(|bytes| !bytes.is_empty())).await;
     let room = rig.disk.room().unwrap();
     let used = room.capacity - room.available;
     rig.disk.set_capacity(used);

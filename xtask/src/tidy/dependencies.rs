@@ -40,6 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "s3-client",
         ],
     ),
+    ("checker", &["wire"]),
     ("xtask", &["s3-client"]),
 ];
 

@@ -22,6 +22,7 @@ use std::time::Duration;
 use admin::Readiness;
 use anyhow::{Context, bail};
 use clap::Args;
+use client::failover::OmClient;
 use client::http::{
     self, DatanodeStub, OmStub, ScmStub, Transport as Stubs, Verifier, datanode_router, om_router, scm_router,
 };
@@ -238,7 +239,7 @@ impl Roles {
             None => {
                 let datanodes = Datanodes::local_only();
                 datanodes.insert(datanode.id(), datanode.clone());
-                (om_role.clone(), datanodes)
+                (OmClient::sole(om_role.clone()), datanodes)
             }
             Some((stubs, address)) => {
                 let om = OmStub::new(stubs.clone(), address.into());
@@ -246,7 +247,7 @@ impl Roles {
                     let stub = DatanodeStub::connect(stubs.clone(), datanode)?;
                     Ok(Arc::new(stub) as Arc<dyn DatanodeService>)
                 };
-                (Arc::new(om), Datanodes::new(Box::new(connect)))
+                (OmClient::sole(Arc::new(om)), Datanodes::new(Box::new(connect)))
             }
         };
         if let Some(listener) = internal {

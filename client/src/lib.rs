@@ -1,6 +1,7 @@
 //! Service traits of OM, SCM and datanode with their two implementations' common ground, and the key reader and writer.
 //!
 //! * `service`: one trait a service, typed calls.
+//! * `failover`: OM and SCM as groups of peers: finds the leader and repeats calls.
 //! * `session`: a gateway's session with OM: sequences, loans, renewal.
 //! * `key_writer`, `key_reader`: bytes of a key to blocks on datanodes and back.
 //! * `http`: the same traits over HTTP: stubs, and the routers that serve an implementation.
@@ -8,6 +9,7 @@
 //! Not here: what the services do (meta, scm, datanode), S3 (gateway).
 
 mod error;
+pub mod failover;
 pub mod http;
 pub mod key_reader;
 pub mod key_writer;

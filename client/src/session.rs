@@ -4,30 +4,27 @@
 //! answered the first. `acknowledged` tells OM which replies it may forget: everything below the oldest command still
 //! in flight. A command whose caller went away counts as acknowledged, since nobody will repeat it.
 //!
+//! Nothing is repeated here: that is `failover`'s work, which a session is given as its OM. The one thing done twice is a
+//! command that OM refused because the session had ended, under a new session. `failover` answers `Unknown` in its
+//! place if an earlier try of it may have had its effect: a second run would then be a second effect.
+//!
 //! Invariants:
 //! * A number is used by one command only, even over a reopened session (each session counts for itself).
-//! * A command is repeated only under its own number, and only while OM may not have done it.
 //!
-//! Not here: block ids on loan (see `loans`).
+//! Not here: block ids on loan (see `loans`), who leads OM (see `failover`).
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use platform::task;
 use tokio::time::sleep;
 use wire::ids::SessionId;
 use wire::om::{EndSession, OmCall, OpenSession, Rejection, RenewSession, WriteContext};
-use wire::status::{Failure, Status};
 
 use crate::service::{CallError, OmService, call_om};
 
-/// A call without an answer is repeated after this, then after twice as long ...
-const RETRY_FIRST: Duration = Duration::from_millis(20);
-/// ... up to this.
-const RETRY_LONGEST: Duration = Duration::from_millis(500);
-/// Repeats of one call at most: about 15 s in all, longer than an election takes.
-const RETRIES_MAX: u32 = 32;
 /// OM hears of the session this often; it ends one that is silent for ten times as long.
 const RENEW_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -56,12 +53,13 @@ impl Numbers {
 }
 
 impl Session {
-    /// Opens a session, waiting for an OM that is starting, and keeps it renewed until it is dropped.
+    /// Opens a session and keeps it renewed until it is dropped. `om` finds its leader and repeats calls itself: an
+    /// [`OmClient`](crate::failover::OmClient).
     pub async fn open(om: Arc<dyn OmService>) -> Result<Arc<Self>, CallError> {
         let id = open_at(om.as_ref()).await?;
         let numbers = Mutex::new(Numbers::of(id));
         let session = Arc::new(Self { om, numbers, reopening: tokio::sync::Mutex::new(()) });
-        tokio::spawn(renew(Arc::downgrade(&session)));
+        task::spawn(renew(Arc::downgrade(&session)));
         Ok(session)
     }
 
@@ -75,26 +73,17 @@ impl Session {
         self.numbers.lock().session
     }
 
-    /// A call without effect: repeated while OM is starting or changes its leader.
-    pub async fn call<C: OmCall + Clone>(&self, request: C) -> Result<C::Reply, CallError> {
-        let mut pause = Pause::new();
-        loop {
-            match call_om(self.om.as_ref(), request.clone()).await {
-                Err(CallError::Failed(failure)) if may_repeat(&failure) && pause.goes_on() => {
-                    pause.wait().await
-                }
-                outcome => return outcome,
-            }
-        }
+    /// A call that belongs to no session.
+    pub async fn call<C: OmCall>(&self, request: C) -> Result<C::Reply, CallError> {
+        call_om(self.om.as_ref(), request).await
     }
 
-    /// Runs one command: `make` builds it from its context, again for each repeat.
+    /// Runs one command: `make` builds it from its context.
     ///
     /// If OM has ended the session, a new one is opened and the command runs once more under it; a commit of blocks is
     /// then refused with `NotOnLoan`, since the blocks went with the old session.
     pub async fn command<C: OmCall>(&self, make: impl Fn(WriteContext) -> C) -> Result<C::Reply, CallError> {
-        let outcome = self.command_once(&make).await;
-        match outcome {
+        match self.command_once(&make).await {
             Err((CallError::Rejected(Rejection::SessionEnded), ended)) => {
                 self.reopen(ended).await?;
                 self.command_once(&make).await.map_err(|(error, _)| error)
@@ -108,16 +97,8 @@ impl Session {
         make: &impl Fn(WriteContext) -> C,
     ) -> Result<C::Reply, (CallError, SessionId)> {
         let number = Number::take(self);
-        let mut pause = Pause::new();
-        loop {
-            let context = number.context();
-            match call_om(self.om.as_ref(), make(context)).await {
-                Err(CallError::Failed(failure)) if may_repeat(&failure) && pause.goes_on() => {
-                    pause.wait().await
-                }
-                outcome => return outcome.map_err(|error| (error, context.session)),
-            }
-        }
+        let context = number.context();
+        call_om(self.om.as_ref(), make(context)).await.map_err(|error| (error, context.session))
     }
 
     async fn reopen(&self, ended: SessionId) -> Result<(), CallError> {
@@ -172,42 +153,9 @@ impl Drop for Number<'_> {
     }
 }
 
-/// Growing pauses between repeats, with an end.
-struct Pause {
-    next: Duration,
-    taken: u32,
-}
-
-impl Pause {
-    fn new() -> Self {
-        Self { next: RETRY_FIRST, taken: 0 }
-    }
-
-    fn goes_on(&self) -> bool {
-        self.taken < RETRIES_MAX
-    }
-
-    async fn wait(&mut self) {
-        sleep(self.next).await;
-        self.next = (self.next * 2).min(RETRY_LONGEST);
-        self.taken += 1;
-    }
-}
-
-fn may_repeat(failure: &Failure) -> bool {
-    matches!(failure.status, Status::Retry | Status::NotLeader | Status::Unknown)
-}
-
 async fn open_at(om: &dyn OmService) -> Result<SessionId, CallError> {
-    // One nonce for all repeats: a lost answer does not leave a second session behind.
-    let nonce = wire::random::array();
-    let mut pause = Pause::new();
-    loop {
-        match call_om(om, OpenSession { nonce }).await {
-            Err(CallError::Failed(failure)) if may_repeat(&failure) && pause.goes_on() => pause.wait().await,
-            outcome => return outcome,
-        }
-    }
+    // The nonce stands for this opening: a repeat after a lost answer does not leave a second session behind.
+    call_om(om, OpenSession { nonce: wire::random::array() }).await
 }
 
 async fn renew(session: Weak<Session>) {
@@ -236,8 +184,10 @@ mod tests {
 
     use async_trait::async_trait;
     use wire::om::{OmReply, OmRequest, ReleaseBlocks};
+    use wire::status::{Failure, Status};
 
     use super::*;
+    use crate::failover::OmClient;
 
     /// Answers `Unknown` a few times before each command succeeds, and ends the first session when told to.
     struct Moody {
@@ -290,7 +240,7 @@ mod tests {
     #[tokio::test]
     async fn repeats_keep_their_number_and_answers_are_acknowledged() {
         let om = moody(2);
-        let session = Session::open(om.clone()).await.unwrap();
+        let session = Session::open(OmClient::sole(om.clone())).await.unwrap();
         session.command(release).await.unwrap();
         session.command(release).await.unwrap();
         let seen: Vec<(u64, u64)> = om.seen.lock().iter().map(|c| (c.sequence, c.acknowledged)).collect();
@@ -300,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn ended_session_is_replaced_once() {
         let om = moody(0);
-        let session = Session::open(om.clone()).await.unwrap();
+        let session = Session::open(OmClient::sole(om.clone())).await.unwrap();
         *om.ended.lock() = Some(SessionId(1));
         let (first, second) = tokio::join!(session.command(release), session.command(release));
         assert!(first.is_ok() && second.is_ok());

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed expectation ends the test")]
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +22,7 @@ use wire::chunk::{BlockDigest, ChunkRun};
 use wire::clock::{Clock, SystemClock};
 use wire::cluster_key::ClusterKey;
 use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::host::HostPort;
 use wire::ids::{BlockId, ClusterId, ContainerId, Generation, LocalId, SessionId};
 use wire::limits::{CHUNK_BYTES, CHUNK_RUN_BYTES_MAX, CLOCK_SKEW_MS, RPC_BYTES_MAX};
 use wire::om::{EndSession, GetSigningKey, OmReply, OmRequest, OpenSession, Rejection};
@@ -124,7 +124,7 @@ impl FakeDatanode {
 
 /// A running listener.
 struct Server {
-    peer: SocketAddr,
+    peer: HostPort,
     stop: oneshot::Sender<()>,
     task: JoinHandle<std::io::Result<()>>,
 }
@@ -136,7 +136,7 @@ impl Server {
             .merge(scm_router(Arc::new(FakeScm), verifier.clone()))
             .merge(datanode_router(datanode, verifier));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let peer = listener.local_addr().unwrap();
+        let peer = HostPort::from(listener.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel();
         let shutdown = async {
             let _ = stopped.await;
@@ -150,11 +150,11 @@ impl Server {
     }
 
     fn om(&self) -> OmStub {
-        OmStub::new(Transport::new(key(1)), self.peer)
+        OmStub::new(Transport::new(key(1)), self.peer.clone())
     }
 
     fn datanode(&self) -> DatanodeStub {
-        DatanodeStub::new(Transport::new(key(1)), self.peer)
+        DatanodeStub::new(Transport::new(key(1)), self.peer.clone())
     }
 }
 
@@ -227,7 +227,7 @@ fn signing_key_request(access_key: &str) -> GetSigningKey {
 #[tokio::test]
 async fn scm_answers_and_fails_as_in_process() {
     let server = Server::start(Arc::default()).await;
-    let scm = ScmStub::new(Transport::new(key(1)), server.peer);
+    let scm = ScmStub::new(Transport::new(key(1)), server.peer.clone());
     assert_eq!(call_scm(&scm, LogDeletions { batch: 1, blocks: Vec::new() }).await, Ok(()));
     let failed = call_scm(&scm, LocateContainers { containers: Vec::new() }).await;
     assert_eq!(failed, Err(Failure::new(Status::NotLeader, "LocateContainers")));
@@ -359,7 +359,7 @@ async fn error_in_mid_stream_reaches_the_reader() {
 async fn answer_cut_short_is_not_the_end_of_a_block() {
     // A peer that sends one run and then closes in good order, without an end frame.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let peer = listener.local_addr().unwrap();
+    let peer = HostPort::from(listener.local_addr().unwrap());
     let task = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         read_request_bytes(&mut stream).await;
@@ -403,12 +403,12 @@ async fn wrong_key_and_wrong_time_are_denied() {
         Transport::with_clock(key(1), Arc::new(OffClock(-skew_ms))),
     ];
     for transport in transports {
-        let om = OmStub::new(transport.clone(), server.peer);
+        let om = OmStub::new(transport.clone(), server.peer.clone());
         let Err(CallError::Failed(denied)) = call_om(&om, OpenSession { nonce: [0; 16] }).await else {
             panic!("denied")
         };
         assert_eq!(denied.status, Status::Denied);
-        let datanode = DatanodeStub::new(transport, server.peer);
+        let datanode = DatanodeStub::new(transport, server.peer.clone());
         let source = body(runs().into_iter().map(Ok).collect());
         let denied = datanode.write_block(write_request(total(&runs())), source).await.unwrap_err();
         assert_eq!(denied.status, Status::Denied);
@@ -437,8 +437,8 @@ async fn read_request_bytes(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 /// Sends bytes to the server and answers the status it gives.
-async fn raw_status(peer: SocketAddr, request: &[u8]) -> u16 {
-    let mut stream = TcpStream::connect(peer).await.unwrap();
+async fn raw_status(peer: &HostPort, request: &[u8]) -> u16 {
+    let mut stream = TcpStream::connect(peer.as_str()).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
@@ -448,7 +448,7 @@ async fn raw_status(peer: SocketAddr, request: &[u8]) -> u16 {
 /// The bytes of a genuine call that has not reached its server.
 async fn captured_call() -> Vec<u8> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let om = OmStub::new(Transport::new(key(1)), listener.local_addr().unwrap());
+    let om = OmStub::new(Transport::new(key(1)), listener.local_addr().unwrap().into());
     let calling = tokio::spawn(async move { call_om(&om, OpenSession { nonce: [0; 16] }).await });
     let (mut stream, _) = listener.accept().await.unwrap();
     let bytes = read_request_bytes(&mut stream).await;
@@ -463,17 +463,17 @@ async fn captured_call() -> Vec<u8> {
 async fn bare_replayed_and_altered_calls_are_unauthorized() {
     let server = Server::start(Arc::default()).await;
     let bare = b"POST /om/v1 HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n";
-    assert_eq!(raw_status(server.peer, bare).await, 401);
+    assert_eq!(raw_status(&server.peer, bare).await, 401);
     let call = captured_call().await;
-    assert_eq!(raw_status(server.peer, &call).await, 200);
-    assert_eq!(raw_status(server.peer, &call).await, 401, "a replay");
+    assert_eq!(raw_status(&server.peer, &call).await, 200);
+    assert_eq!(raw_status(&server.peer, &call).await, 401, "a replay");
 
     let mut altered = captured_call().await;
     *altered.last_mut().unwrap() ^= 1;
-    assert_eq!(raw_status(server.peer, &altered).await, 401, "another body");
+    assert_eq!(raw_status(&server.peer, &altered).await, 401, "another body");
     let moved = captured_call().await;
     let moved = String::from_utf8_lossy(&moved[..moved.len()]).replacen("/om/v1", "/scm/v1", 1);
-    assert_eq!(raw_status(server.peer, moved.as_bytes()).await, 401, "another path");
+    assert_eq!(raw_status(&server.peer, moved.as_bytes()).await, 401, "another path");
     server.stop().await;
 }
 
@@ -497,14 +497,14 @@ async fn oversized_messages_are_refused_on_both_sides() {
     });
     let mut request = lines.collect::<Vec<_>>().join("\r\n");
     request.push_str(&format!("\r\ncontent-length: {}\r\n\r\n", RPC_BYTES_MAX + 1));
-    assert_eq!(raw_status(server.peer, request.as_bytes()).await, 413);
+    assert_eq!(raw_status(&server.peer, request.as_bytes()).await, 413);
     server.stop().await;
 }
 
 #[tokio::test]
 async fn absent_peer_is_worth_a_retry() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let peer = listener.local_addr().unwrap();
+    let peer = HostPort::from(listener.local_addr().unwrap());
     drop(listener);
     let om = OmStub::new(Transport::new(key(1)), peer);
     let Err(CallError::Failed(failure)) = call_om(&om, OpenSession { nonce: [0; 16] }).await else {

@@ -1,0 +1,492 @@
+//! OM and SCM as a group of peers of which one leads: finds the leader, follows it when it moves, and is the one place
+//! that repeats calls.
+//!
+//! ```text
+//!   call --> the peer that led last -- answer --------------------------------> caller
+//!              |-- "another leads: B" ----> B next
+//!              |-- turned away, refused --> the next peer at once
+//!              |-- silent for 500 ms -----> the next peer as well; the first may still answer
+//!            all asked: a short pause, then another round, until 15 s are over
+//! ```
+//!
+//! A silent peer is not given up but joined by others: a leader behind a stalled disk still answers, and one that was
+//! killed or cut off costs no more than the 500 ms. While peers elect, rounds of cheap questions find the new leader
+//! within a quarter of a second of its first answer.
+//!
+//! Invariants:
+//! * A call that may have had an effect is repeated only if [`repeats_safely`] (or its SCM twin) says so, and only with
+//!   the same numbers; else its outcome is `Unknown`.
+//! * A peer has at most one try of a call at a time.
+//! * An answer that proves nothing about an earlier try (`SessionEnded`, `Forgotten`, any failure) becomes `Unknown` if
+//!   such a try may have had an effect.
+//!
+//! Not here: connections (see `http`), sessions and their numbers (see `session`).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until, timeout};
+use wire::host::HostPort;
+use wire::om::{OmReply, OmRequest, Rejection};
+use wire::scm::{ScmReply, ScmRequest};
+use wire::status::{Failure, Status};
+
+use crate::service::{CallError, OmService, ScmService};
+
+/// A peer silent for so long is joined by the next one. A commit takes a few milliseconds, and a second may be lost before
+/// three must have passed.
+pub const TRY_PATIENCE: Duration = Duration::from_millis(500);
+/// A try without an answer is given up, so that the same peer may be asked over another connection. Longer than a stalled
+/// disk usually takes.
+pub const TRY_DEADLINE: Duration = Duration::from_secs(10);
+/// A call is answered within this, by whatever failure came last. Elections take one to two seconds.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(15);
+/// The pause between rounds begins with this, doubles ...
+const PAUSE_FIRST: Duration = Duration::from_millis(20);
+/// ... up to this, and is cut by a random part of a half: callers must not ask in step.
+const PAUSE_LONGEST: Duration = Duration::from_millis(250);
+/// A peer that was silent is asked after the others for this long.
+const SILENT_FOR: Duration = Duration::from_secs(2);
+/// Peers known at most: hints could name any number of them.
+const PEERS_MAX: usize = 16;
+
+/// A peer's stub, or its service in this process.
+pub type Connector<S> = Box<dyn Fn(&HostPort) -> Arc<S> + Send + Sync>;
+
+/// OM as a group of peers.
+pub struct OmClient {
+    peers: Peers<dyn OmService>,
+}
+
+impl OmClient {
+    /// A client of these peers.
+    pub fn new(peers: Vec<(HostPort, Arc<dyn OmService>)>) -> Arc<Self> {
+        Arc::new(Self { peers: Peers::new(peers, None) })
+    }
+
+    /// The same; `connect` makes a stub for a leader that was added to the group later.
+    pub fn with_connector(
+        peers: Vec<(HostPort, Arc<dyn OmService>)>,
+        connect: Connector<dyn OmService>,
+    ) -> Arc<Self> {
+        Arc::new(Self { peers: Peers::new(peers, Some(connect)) })
+    }
+
+    /// A client of the only peer there is: repeats calls while it is starting or busy.
+    pub fn sole(om: Arc<dyn OmService>) -> Arc<Self> {
+        Arc::new(Self { peers: Peers::sole(om) })
+    }
+}
+
+#[async_trait]
+impl OmService for OmClient {
+    async fn handle(&self, request: OmRequest) -> Result<OmReply, CallError> {
+        let name = request.name();
+        let ask = |om: Arc<dyn OmService>| -> Try<OmReply> {
+            let request = request.clone();
+            Box::pin(async move { om.handle(request).await })
+        };
+        self.peers.call(name, repeats_safely(&request), ask).await
+    }
+}
+
+/// SCM as a group of peers.
+pub struct ScmClient {
+    peers: Peers<dyn ScmService>,
+}
+
+impl ScmClient {
+    /// A client of these peers.
+    pub fn new(peers: Vec<(HostPort, Arc<dyn ScmService>)>) -> Arc<Self> {
+        Arc::new(Self { peers: Peers::new(peers, None) })
+    }
+
+    /// The same; `connect` makes a stub for a leader that was added to the group later.
+    pub fn with_connector(
+        peers: Vec<(HostPort, Arc<dyn ScmService>)>,
+        connect: Connector<dyn ScmService>,
+    ) -> Arc<Self> {
+        Arc::new(Self { peers: Peers::new(peers, Some(connect)) })
+    }
+
+    /// A client of the only peer there is: repeats calls while it is starting or busy.
+    pub fn sole(scm: Arc<dyn ScmService>) -> Arc<Self> {
+        Arc::new(Self { peers: Peers::sole(scm) })
+    }
+}
+
+#[async_trait]
+impl ScmService for ScmClient {
+    async fn handle(&self, request: ScmRequest) -> Result<ScmReply, Failure> {
+        let name = request.name();
+        let ask = |scm: Arc<dyn ScmService>| -> Try<ScmReply> {
+            let request = request.clone();
+            Box::pin(async move { scm.handle(request).await.map_err(CallError::Failed) })
+        };
+        let outcome = self.peers.call(name, scm_repeats_safely(&request), ask).await;
+        outcome.map_err(|error| match error {
+            CallError::Failed(failure) => failure,
+            CallError::Rejected(rejection) => Failure::new(Status::Internal, rejection.to_string()),
+        })
+    }
+}
+
+/// Whether a call to OM may be made again, also of another peer, when nobody knows if it had its effect.
+///
+/// True for what has no effect, and for what has one only once: commands by (session, sequence), `OpenSession` by its
+/// nonce, the ending of a session (ids never return), `DegradeBlocks` (one logged decision), and the users of the
+/// configuration (every node puts the same ones). Operators' changes have no number: a repeat could undo what another
+/// operator did in between, or answer "exists" to the one who created it. They are told that the outcome is unknown.
+pub fn repeats_safely(request: &OmRequest) -> bool {
+    use OmRequest as Q;
+    match request {
+        Q::RenewSession(_)
+        | Q::RefreshLocations(_)
+        | Q::GetSigningKey(_)
+        | Q::SignV2(_)
+        | Q::GetBucket(_)
+        | Q::ListBuckets(_)
+        | Q::LookupKey(_)
+        | Q::GetLayout(_)
+        | Q::ListKeys(_)
+        | Q::GetUpload(_)
+        | Q::ListParts(_)
+        | Q::ListUploads(_)
+        | Q::GetGroup(_)
+        | Q::GetOmOverview(_)
+        | Q::WhereKey(_)
+        | Q::ListContainerKeys(_)
+        | Q::ListVolumes(_)
+        | Q::ListNamespaceBuckets(_) => true,
+        Q::TakeLoan(_)
+        | Q::ReleaseBlocks(_)
+        | Q::CreateBucket(_)
+        | Q::DeleteBucket(_)
+        | Q::CommitKey(_)
+        | Q::DeleteKeys(_)
+        | Q::CopyKey(_)
+        | Q::CreateUpload(_)
+        | Q::CommitPart(_)
+        | Q::CompleteUpload(_)
+        | Q::AbortUpload(_) => true,
+        Q::OpenSession(_)
+        | Q::EndSession(_)
+        | Q::DegradeBlocks(_)
+        | Q::PutUser(_)
+        | Q::RetainAccessKeys(_) => true,
+        Q::MembershipChange(_)
+        | Q::TransferLeadership(_)
+        | Q::SetDefaultReplication(_)
+        | Q::CreateVolume(_)
+        | Q::SetVolume(_)
+        | Q::DeleteVolume(_)
+        | Q::CreateNamespaceBucket(_)
+        | Q::SetBucketQuota(_)
+        | Q::DeleteNamespaceBucket(_) => false,
+    }
+}
+
+/// The same for SCM: grants and deletions carry OM's number, a degrade and a retirement are decided once, and what a
+/// datanode reports is absolute and sent by it alone, one report after the other.
+pub fn scm_repeats_safely(request: &ScmRequest) -> bool {
+    use ScmRequest as Q;
+    match request {
+        Q::LocateContainers(_)
+        | Q::ListRetirable(_)
+        | Q::GetGroup(_)
+        | Q::ListDatanodes(_)
+        | Q::ListContainers(_)
+        | Q::GetContainers(_)
+        | Q::ListPipelines(_)
+        | Q::GetRepair(_)
+        | Q::GetScmOverview(_) => true,
+        Q::GrantLease(_) | Q::LogDeletions(_) => true,
+        Q::SyncLeases(_)
+        | Q::DegradeContainer(_)
+        | Q::RetireContainer(_)
+        | Q::RegisterDatanode(_)
+        | Q::Heartbeat(_) => true,
+        Q::MembershipChange(_)
+        | Q::TransferLeadership(_)
+        | Q::SetDatanode(_)
+        | Q::CloseContainer(_)
+        | Q::RaiseReplication(_) => false,
+    }
+}
+
+/// One try at one peer.
+type Try<R> = Pin<Box<dyn Future<Output = Result<R, CallError>> + Send>>;
+
+struct Peers<S: ?Sized> {
+    known: Mutex<Known<S>>,
+    connect: Option<Connector<S>>,
+}
+
+struct Known<S: ?Sized> {
+    /// Only ever appended to: a try names its peer by its place.
+    peers: Vec<Peer<S>>,
+    leader: Option<usize>,
+}
+
+struct Peer<S: ?Sized> {
+    /// None for a sole peer, which nobody names.
+    address: Option<HostPort>,
+    service: Arc<S>,
+    /// It was silent: asked after the others until then.
+    silent_until: Option<Instant>,
+}
+
+impl<S: ?Sized + Send + Sync> Peers<S> {
+    fn new(peers: Vec<(HostPort, Arc<S>)>, connect: Option<Connector<S>>) -> Self {
+        let peers = peers.into_iter().map(|(address, service)| Peer {
+            address: Some(address),
+            service,
+            silent_until: None,
+        });
+        Self { known: Mutex::new(Known { peers: peers.collect(), leader: None }), connect }
+    }
+
+    fn sole(service: Arc<S>) -> Self {
+        let peer = Peer { address: None, service, silent_until: None };
+        Self { known: Mutex::new(Known { peers: vec![peer], leader: None }), connect: None }
+    }
+
+    /// Whom to ask, in order: who led last, then the others, those that were silent last.
+    fn order(&self) -> VecDeque<usize> {
+        let known = self.known.lock();
+        let now = Instant::now();
+        let is_silent = |place: &usize| known.peers[*place].silent_until.is_some_and(|until| until > now);
+        let mut places: Vec<usize> = (0..known.peers.len()).collect();
+        places.sort_by_key(|place| (is_silent(place), known.leader != Some(*place)));
+        places.into()
+    }
+
+    fn service(&self, place: usize) -> Arc<S> {
+        self.known.lock().peers[place].service.clone()
+    }
+
+    fn count(&self) -> usize {
+        self.known.lock().peers.len()
+    }
+
+    fn note_leader(&self, place: usize) {
+        let mut known = self.known.lock();
+        known.leader = Some(place);
+        known.peers[place].silent_until = None;
+    }
+
+    /// `place` does not lead. Answers where the peer is that it says leads.
+    fn note_follower(&self, place: usize, hint: Option<&HostPort>) -> Option<usize> {
+        let mut known = self.known.lock();
+        known.peers[place].silent_until = None;
+        if known.leader == Some(place) {
+            known.leader = None;
+        }
+        let hint = hint?;
+        let named = known.peers.iter().position(|peer| peer.address.as_ref() == Some(hint));
+        if named.is_some() {
+            return named;
+        }
+        let connect = self.connect.as_ref().filter(|_| known.peers.len() < PEERS_MAX)?;
+        tracing::info!(peer = %hint, "a peer that is not configured here leads");
+        known.peers.push(Peer { address: Some(hint.clone()), service: connect(hint), silent_until: None });
+        Some(known.peers.len() - 1)
+    }
+
+    /// Remembers who has been asked a while ago and not yet answered.
+    fn note_silent(&self, in_flight: &BTreeMap<usize, Instant>) {
+        let now = Instant::now();
+        let mut known = self.known.lock();
+        for (place, _) in in_flight.iter().filter(|(_, since)| now.duration_since(**since) >= TRY_PATIENCE) {
+            known.peers[*place].silent_until = Some(now + SILENT_FOR);
+        }
+    }
+
+    /// Makes a call until somebody answers it.
+    async fn call<R: Send>(
+        &self,
+        name: &'static str,
+        is_repeatable: bool,
+        ask: impl Fn(Arc<S>) -> Try<R> + Send + Sync,
+    ) -> Result<R, CallError> {
+        let end = Instant::now() + CALL_DEADLINE;
+        let mut call = Call::new(self.order());
+        let mut tries = FuturesUnordered::new();
+        loop {
+            let may_ask = is_repeatable || tries.is_empty();
+            if may_ask && Instant::now() >= call.next_at {
+                match call.queue.pop_front() {
+                    Some(place) if call.in_flight.contains_key(&place) => continue,
+                    Some(place) => {
+                        call.begin(place);
+                        let work = ask(self.service(place));
+                        let is_patient = !is_repeatable || self.count() == 1;
+                        tries.push(async move { (place, within(work, is_patient).await) });
+                    }
+                    None if call.is_hopeless && tries.is_empty() => return Err(call.last_word(name)),
+                    None => call.end_round(self.order()),
+                }
+            }
+            let may_ask = is_repeatable || tries.is_empty();
+            tokio::select! {
+                biased;
+                Some((place, outcome)) = tries.next() => {
+                    call.in_flight.remove(&place);
+                    match outcome {
+                        Ok(reply) => {
+                            self.note_leader(place);
+                            return Ok(reply);
+                        }
+                        Err(CallError::Rejected(rejection)) => {
+                            self.note_leader(place);
+                            return Err(call.rejected(rejection));
+                        }
+                        Err(CallError::Failed(failure)) => {
+                            if call.is_final(&failure, is_repeatable) {
+                                return Err(call.failed(failure));
+                            }
+                            if failure.status == Status::NotLeader {
+                                let named = self.note_follower(place, failure.leader.as_ref());
+                                call.follow(named);
+                            }
+                            call.last = Some(failure);
+                        }
+                    }
+                }
+                () = sleep_until(call.next_at), if may_ask => {
+                    if self.count() > 1 {
+                        self.note_silent(&call.in_flight);
+                    }
+                }
+                () = sleep_until(end), if may_ask => return Err(call.last_word(name)),
+            }
+        }
+    }
+}
+
+async fn within<R>(work: Try<R>, is_patient: bool) -> Result<R, CallError> {
+    if is_patient {
+        return work.await;
+    }
+    let late = |_| Failure::new(Status::Unknown, "a peer does not answer");
+    timeout(TRY_DEADLINE, work).await.map_err(late)?
+}
+
+/// A call on its way.
+struct Call {
+    /// Whom to ask next, in this round.
+    queue: VecDeque<usize>,
+    /// Who was asked in this round.
+    asked: BTreeSet<usize>,
+    /// Whose answer is awaited, and since when.
+    in_flight: BTreeMap<usize, Instant>,
+    /// When the next may be asked.
+    next_at: Instant,
+    pause: Duration,
+    /// No peer of this round said anything that time could change.
+    is_hopeless: bool,
+    /// A try ended without saying whether it had an effect.
+    may_have_happened: bool,
+    last: Option<Failure>,
+}
+
+impl Call {
+    fn new(queue: VecDeque<usize>) -> Self {
+        Self {
+            queue,
+            asked: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
+            next_at: Instant::now(),
+            pause: PAUSE_FIRST,
+            is_hopeless: true,
+            may_have_happened: false,
+            last: None,
+        }
+    }
+
+    fn begin(&mut self, place: usize) {
+        let now = Instant::now();
+        self.asked.insert(place);
+        self.in_flight.insert(place, now);
+        self.next_at = now + TRY_PATIENCE;
+    }
+
+    fn end_round(&mut self, queue: VecDeque<usize>) {
+        self.queue = queue;
+        self.asked.clear();
+        self.is_hopeless = true;
+        self.next_at = Instant::now() + jittered(self.pause);
+        self.pause = (self.pause * 2).min(PAUSE_LONGEST);
+    }
+
+    /// Asks the named peer next, unless it was asked in this round: hints may lie, or lead in a circle.
+    fn follow(&mut self, named: Option<usize>) {
+        let Some(named) = named.filter(|named| !self.asked.contains(named)) else { return };
+        self.queue.retain(|place| *place != named);
+        self.queue.push_front(named);
+    }
+
+    /// Whether a failure ends the call. If not, the next peer is asked at once.
+    fn is_final(&mut self, failure: &Failure, is_repeatable: bool) -> bool {
+        self.next_at = Instant::now();
+        match failure.status {
+            Status::Retry | Status::NotLeader => self.is_hopeless = false,
+            Status::Unknown => {
+                self.may_have_happened = true;
+                self.is_hopeless = false;
+                return !is_repeatable;
+            }
+            // One peer whose clock or key is wrong does not speak for the others.
+            Status::Denied => {}
+            Status::DiskFull
+            | Status::Invalid
+            | Status::NotFound
+            | Status::Refused
+            | Status::Corrupt
+            | Status::Internal => return true,
+        }
+        false
+    }
+
+    fn is_unsure(&self) -> bool {
+        self.may_have_happened || !self.in_flight.is_empty()
+    }
+
+    fn rejected(&self, rejection: Rejection) -> CallError {
+        let proves_nothing = matches!(rejection, Rejection::SessionEnded | Rejection::Forgotten);
+        if proves_nothing && self.is_unsure() {
+            let message = format!("{rejection}, and an earlier try of the command may have had its effect");
+            return Failure::new(Status::Unknown, message).into();
+        }
+        rejection.into()
+    }
+
+    fn failed(&self, failure: Failure) -> CallError {
+        let status = if self.is_unsure() { Status::Unknown } else { failure.status };
+        Failure { status, ..failure }.into()
+    }
+
+    /// The failure of a call that nobody answered.
+    fn last_word(&mut self, name: &str) -> CallError {
+        let silence = || Failure::new(Status::Retry, "no peer answers");
+        let failure = self.last.take().unwrap_or_else(silence);
+        tracing::debug!(call = name, %failure, "a call was given up");
+        self.failed(failure)
+    }
+}
+
+/// Between a half of `pause` and all of it.
+fn jittered(pause: Duration) -> Duration {
+    const PARTS: u64 = 1024;
+    let half = pause / 2;
+    half + half * (wire::random::u64() % PARTS) as u32 / PARTS as u32
+}
+
+#[cfg(test)]
+mod tests;

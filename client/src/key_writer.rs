@@ -1,68 +1,86 @@
 //! Writes a key's bytes as blocks: to every datanode of a block at once, durable before it answers.
 //!
 //! ```text
-//!   body --push--> [run of <= 256 KiB, CRC32C per 64 KiB] --channel--> write_block on each datanode of the block
-//!                                                                        receipt: length, digest, durable
-//!   finish: every datanode's receipt equals what was computed here -> block entries for commit_key
+//!   body --push--> [run of <= 256 KiB, CRC32C per 64 KiB] --> BlockWrite: write_block on each datanode of the block
+//!                                                               |
+//!   all acknowledged ------------------------------------------>|--> block entry for commit_key
+//!   one refused ----------------> other block, written again -->|    (bytes still here; else 503)
+//!   one failed, bytes here -----> block without that node ----->|    (if a loan without it can be had)
+//!   one failed, otherwise ------> degrade: Accepted ----------->|    (two at least acknowledged)
+//!                                          Refused -> other block, or 503
 //! ```
 //!
 //! A body of known length becomes blocks of at most 256 MiB. One of unknown length is buffered to 4 MiB, then takes a
-//! block of 16 MiB, then blocks of 64 MiB, whose unused end the datanode punches.
-//!
-//! A datanode's *refusal* (container full or closing) is no failure: the block is written again elsewhere, as long as
-//! the runs already sent are still held; a datanode refuses before it takes the first run, so few are.
+//! block of 16 MiB, then blocks of 64 MiB, whose unused end the datanode punches. A body that fits the stream buffer is
+//! kept here until it is durable; of longer ones only the first runs of a block are. The caller takes the memory for
+//! that out of its budget: see [`body_memory`].
 //!
 //! Invariants:
-//! * Entries are answered only after every datanode of the pipeline has acknowledged that digest.
+//! * An entry is answered only if every datanode of the pipeline has acknowledged the block, or if OM has accepted
+//!   `degrade` with datanodes that all have acknowledged it.
+//! * A refusal never leads to `degrade`: the replica is well.
+//! * A container that refused or was degraded gets no further block from here.
 //! * Ids that are not committed are released, also when the writer is dropped half way.
-//! * At most `RUNS_IN_FLIGHT_MAX` + 2 runs of a body are held here.
 //!
-//! Not here: ETag and S3 checksums (gateway), leaving a failed datanode out (`degrade`; until then a failed replica fails
-//! the write).
+//! Not here: ETag and S3 checksums (gateway), who has failed and when (see `block_write`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::join_all;
-use futures_util::stream;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use wire::block::{BlockEntry, Replication};
 use wire::chunk::{BlockDigest, ChunkRun};
-use wire::datanode::{BlockReceipt, WriteBlock};
 use wire::ids::{BlockId, SessionId};
 use wire::limits::{
     BLOCK_BYTES_MAX, CHUNK_BYTES, LOAN_IDS_MAX, STREAM_BLOCK_BYTES, STREAM_BUFFER_BYTES,
     STREAM_FIRST_BLOCK_BYTES,
 };
 use wire::om::ReleaseBlocks;
+use wire::scm::Degraded;
 use wire::status::{Failure, Status};
 
+use crate::block_write::{BlockWrite, RUNS_IN_FLIGHT_MAX, Verdict};
+use crate::degrade::Degrades;
+use crate::failed_nodes::FailedNodes;
 use crate::loans::{LentBlock, Loans};
-use crate::service::{ChunkStream, DatanodeService, Datanodes};
+use crate::metrics;
+use crate::service::Datanodes;
 use crate::session::Session;
 
 /// Bytes of a run of a streamed body: four chunks. Larger runs save little and cost memory per connection.
 const STREAM_RUN_BYTES: usize = 4 * CHUNK_BYTES;
-/// Runs on their way to one datanode at most.
-const RUNS_IN_FLIGHT_MAX: usize = 2;
-/// Runs held for a rewrite elsewhere after a refusal. In process a datanode refuses before it takes the first run, so no
-/// more than this can have been sent; over HTTP a few more may lie in socket buffers, and the write then fails as `Retry`.
+/// Runs of a longer body held for a rewrite elsewhere. In process a datanode refuses before it takes the first run, over
+/// HTTP within a moment (see `block_write`), so hardly more than this can have been sent.
 const RUNS_HELD: usize = RUNS_IN_FLIGHT_MAX + 2;
-/// Other blocks tried after refusals.
-const REFUSALS_MAX: u32 = 6;
+/// Blocks tried for the same bytes, after refusals and failures.
+const BLOCKS_TRIED_MAX: u32 = 7;
+/// A datanode that failed a write is gone round for this long, or until it acknowledges one: SCM knows by then.
+const FAILED_MEMORY: Duration = Duration::from_secs(30);
+
+/// Memory that a body of this length takes here while it is written.
+pub const fn body_memory(length: Option<u64>) -> usize {
+    match length {
+        Some(length) if length <= STREAM_BUFFER_BYTES as u64 => length as usize,
+        Some(_) => RUNS_HELD * STREAM_RUN_BYTES,
+        None => STREAM_BUFFER_BYTES,
+    }
+}
 
 /// Writes blocks for a gateway.
 #[derive(Clone)]
 pub struct KeyWriter {
     loans: Arc<Loans>,
     datanodes: Arc<Datanodes>,
+    degrades: Arc<Degrades>,
+    failed: Arc<FailedNodes>,
 }
 
 impl KeyWriter {
     /// A writer that takes its ids from `session`.
     pub fn new(session: Arc<Session>, datanodes: Arc<Datanodes>) -> Self {
-        Self { loans: Loans::new(session), datanodes }
+        let failed = Arc::new(FailedNodes::new(FAILED_MEMORY));
+        let loans = Loans::new(session.clone(), failed.clone());
+        Self { loans, datanodes, degrades: Arc::new(Degrades::new(session)), failed }
     }
 
     /// Writes a body that is wholly here, at most a run (`CHUNK_RUN_BYTES_MAX`). An empty one has no block.
@@ -71,45 +89,10 @@ impl KeyWriter {
         if data.is_empty() {
             return Ok(written);
         }
-        let run = ChunkRun::new(data);
-        let length = run.data.len() as u64;
-        for _ in 0..=REFUSALS_MAX {
-            let lent = self.loans.take(replication).await?;
-            written.take_in(&lent);
-            let digest = BlockDigest::new(lent.block, length, &run.crcs);
-            match self.write_small_to_all(&lent, &run, length).await {
-                Ok(receipts) => {
-                    check_receipts(&receipts, length, digest)?;
-                    written.add(&lent, length, digest);
-                    return Ok(written);
-                }
-                Err(failure) if failure.status == Status::Refused => self.loans.leave(lent.block.container),
-                Err(failure) => return Err(failure),
-            }
-        }
-        Err(too_many_refusals())
-    }
-
-    async fn write_small_to_all(
-        &self,
-        lent: &LentBlock,
-        run: &ChunkRun,
-        length: u64,
-    ) -> Result<Vec<BlockReceipt>, Failure> {
-        let request = |lent: &LentBlock| WriteBlock {
-            block: lent.block,
-            token: lent.token.clone(),
-            length,
-            is_exact: true,
-        };
-        if let [only] = lent.pipeline.members.as_slice() {
-            let receipt = self.datanodes.get(only)?.write_small_block(request(lent), run.clone()).await?;
-            return Ok(vec![receipt]);
-        }
-        let writes = lent.pipeline.members.iter().map(|member| async {
-            self.datanodes.get(member)?.write_small_block(request(lent), run.clone()).await
-        });
-        first_failure(join_all(writes).await)
+        let lent = self.loans.take(replication).await?;
+        let open = self.open_small(lent, ChunkRun::new(data), &mut written);
+        self.close(open, &mut written).await?;
+        Ok(written)
     }
 
     /// Begins a body that streams. `length` is exact if known.
@@ -125,6 +108,173 @@ impl KeyWriter {
             open: None,
             written: WrittenBlocks::new(self.loans.session().clone()),
         }
+    }
+
+    fn open_small(&self, lent: LentBlock, run: ChunkRun, written: &mut WrittenBlocks) -> OpenBlock {
+        written.take_in(&lent);
+        let write = BlockWrite::start_small(&self.datanodes, self.failed.clone(), &lent, &run);
+        let length = run.data.len() as u64;
+        OpenBlock {
+            lent,
+            capacity: length,
+            shape: Shape::Small,
+            length,
+            crcs: run.crcs.clone(),
+            fed: 1,
+            runs: vec![run],
+            held_max: 1,
+            first_held: 0,
+            write,
+            has_tried_without: false,
+        }
+    }
+
+    fn open(
+        &self,
+        lent: LentBlock,
+        wanted: u64,
+        is_exact: bool,
+        held_max: usize,
+        written: &mut WrittenBlocks,
+    ) -> OpenBlock {
+        written.take_in(&lent);
+        // Whole chunks, so that a block's last chunk is the only short one.
+        let longest =
+            lent.token.claim.length_max.min(BLOCK_BYTES_MAX) / CHUNK_BYTES as u64 * CHUNK_BYTES as u64;
+        let capacity = wanted.min(longest);
+        let write = BlockWrite::start(&self.datanodes, self.failed.clone(), &lent, capacity, is_exact);
+        OpenBlock {
+            lent,
+            capacity,
+            shape: Shape::Streamed { is_exact },
+            length: 0,
+            crcs: Vec::new(),
+            fed: 0,
+            runs: Vec::new(),
+            held_max,
+            first_held: 0,
+            write,
+            has_tried_without: false,
+        }
+    }
+
+    /// The same bytes in another block.
+    fn again(
+        &self,
+        old: OpenBlock,
+        lent: LentBlock,
+        why: &'static str,
+        written: &mut WrittenBlocks,
+    ) -> Result<OpenBlock, Failure> {
+        metrics::block_rewritten(why);
+        tracing::info!(from = %old.lent.block, to = %lent.block, why, "writing a block again elsewhere");
+        let OpenBlock { capacity, shape, length, crcs, runs, held_max, write, .. } = old;
+        // Stopped first: two writes of the same bytes at once would cost twice the memory of the window.
+        drop(write);
+        let mut new = match shape {
+            Shape::Small => {
+                let run = runs.into_iter().next().expect("a small block has its one run");
+                return Ok(self.open_small(lent, run, written));
+            }
+            Shape::Streamed { is_exact } => self.open(lent, capacity, is_exact, held_max, written),
+        };
+        if new.capacity < capacity {
+            return Err(Failure::new(Status::Retry, "no container has room for the block; try again"));
+        }
+        (new.length, new.crcs, new.runs) = (length, crcs, runs);
+        Ok(new)
+    }
+
+    /// Feeds what is not fed yet, and closes the block if `closes`; on another block if this one cannot be had.
+    async fn advance(
+        &self,
+        mut open: OpenBlock,
+        closes: bool,
+        written: &mut WrittenBlocks,
+    ) -> Result<OpenBlock, Failure> {
+        let replication = open.lent.pipeline.replication;
+        for _ in 0..BLOCKS_TRIED_MAX {
+            let (lent, why) = match open.advance(closes).await {
+                Verdict::Reached => {
+                    let failed = open.write.failed();
+                    match self.without(&mut open, &failed).await {
+                        Some(lent) => (lent, "failed"),
+                        None => return Ok(open),
+                    }
+                }
+                Verdict::Stuck(failed) => match self.without(&mut open, &failed).await {
+                    Some(lent) => (lent, "failed"),
+                    None => continue,
+                },
+                Verdict::Refused(failure) => {
+                    self.loans.leave(open.lent.block.container);
+                    open.check_held(&failure)?;
+                    (self.loans.take(replication).await?, "refused")
+                }
+                Verdict::Lost(failure) => {
+                    open.check_held(&failure)?;
+                    (self.elsewhere(&open.lent, written).await.ok_or_else(|| gave_up(&failure))?, "failed")
+                }
+            };
+            open = self.again(open, lent, why, written)?;
+        }
+        Err(Failure::new(Status::Retry, "datanodes took none of the blocks that were tried; try again"))
+    }
+
+    /// A block without the datanodes that failed this one, if all bytes are here and there can be one. Tried once.
+    async fn without(
+        &self,
+        open: &mut OpenBlock,
+        failed: &std::collections::BTreeSet<wire::ids::DatanodeId>,
+    ) -> Option<LentBlock> {
+        if failed.is_empty() || open.has_tried_without || !open.is_held() {
+            return None;
+        }
+        open.has_tried_without = true;
+        self.loans.take_avoiding(open.lent.pipeline.replication, failed).await
+    }
+
+    /// Any block in another container than this one's.
+    async fn elsewhere(&self, old: &LentBlock, written: &mut WrittenBlocks) -> Option<LentBlock> {
+        self.loans.leave(old.block.container);
+        let lent = self.loans.take(old.pipeline.replication).await.ok()?;
+        if lent.block.container == old.block.container {
+            written.take_in(&lent);
+            return None;
+        }
+        Some(lent)
+    }
+
+    /// Ends a block: adds it to `written` once it may be committed.
+    async fn close(&self, mut open: OpenBlock, written: &mut WrittenBlocks) -> Result<(), Failure> {
+        for _ in 0..BLOCKS_TRIED_MAX {
+            open = self.advance(open, true, written).await?;
+            let failed = open.write.failed();
+            if failed.is_empty() || wire::planted::is_on("commit_without_degrade") {
+                written.add(&open);
+                return Ok(());
+            }
+            let acknowledged = open.write.acknowledged();
+            let container = open.lent.block.container;
+            let generation = open.lent.token.claim.generation;
+            let answer = self.degrades.degrade(container, generation, &acknowledged, &failed).await;
+            // Accepted or not, SCM closes it.
+            self.loans.leave(container);
+            let failure = match answer {
+                Ok(Degraded::Accepted) => {
+                    written.add(&open);
+                    return Ok(());
+                }
+                Ok(Degraded::Refused) => {
+                    Failure::new(Status::Retry, "replicas of the block were left out by others")
+                }
+                Err(failure) => failure,
+            };
+            open.check_held(&failure)?;
+            let lent = self.elsewhere(&open.lent, written).await.ok_or_else(|| gave_up(&failure))?;
+            open = self.again(open, lent, "failed", written)?;
+        }
+        Err(Failure::new(Status::Retry, "datanodes took none of the blocks that were tried; try again"))
     }
 }
 
@@ -182,10 +332,7 @@ impl KeySink {
         if self.is_buffering() {
             // It fits the stream buffer: now its length is known.
             let runs = std::mem::take(&mut self.waiting);
-            let total = runs.iter().map(|run| run.len() as u64).sum::<u64>() + last.len() as u64;
-            if total > 0 {
-                self.open_block(total, true).await?;
-            }
+            self.total = Some(self.received);
             for run in runs {
                 self.send(run).await?;
             }
@@ -194,7 +341,7 @@ impl KeySink {
             self.send(last).await?;
         }
         if let Some(open) = self.open.take() {
-            self.close_block(open).await?;
+            self.writer.close(open, &mut self.written).await?;
         }
         Ok(self.written)
     }
@@ -224,181 +371,105 @@ impl KeySink {
         while !run.is_empty() {
             let mut open = match self.open.take() {
                 Some(open) => open,
-                None => {
-                    match (self.total, self.streamed) {
-                        (Some(total), streamed) => self.open_block(total - streamed, true).await?,
-                        (None, 0) => self.open_block(STREAM_FIRST_BLOCK_BYTES, false).await?,
-                        (None, _) => self.open_block(STREAM_BLOCK_BYTES, false).await?,
-                    }
-                    self.open.take().expect("open_block opens a block")
-                }
+                None => self.next_block().await?,
             };
             let room = open.capacity - open.length;
             let piece = run.split_to((run.len() as u64).min(room) as usize);
             self.streamed += piece.len() as u64;
-            let is_accepted = open.send(ChunkRun::new(piece)).await;
-            if !is_accepted {
-                open = self.write_elsewhere(open).await?;
-            }
+            open.add(ChunkRun::new(piece));
             if open.length == open.capacity {
-                self.close_block(open).await?;
+                self.writer.close(open, &mut self.written).await?;
             } else {
-                self.open = Some(open);
+                self.open = Some(self.writer.advance(open, false, &mut self.written).await?);
             }
         }
         Ok(())
     }
 
-    async fn open_block(&mut self, wanted: u64, is_exact: bool) -> Result<(), Failure> {
+    async fn next_block(&mut self) -> Result<OpenBlock, Failure> {
+        let (wanted, is_exact) = match (self.total, self.streamed) {
+            (Some(total), streamed) => (total - streamed, true),
+            (None, 0) => (STREAM_FIRST_BLOCK_BYTES, false),
+            (None, _) => (STREAM_BLOCK_BYTES, false),
+        };
+        let fits_buffer = self.total.is_some_and(|total| total <= STREAM_BUFFER_BYTES as u64);
+        let held_max = if fits_buffer { STREAM_BUFFER_BYTES.div_ceil(CHUNK_BYTES) } else { RUNS_HELD };
         let lent = self.writer.loans.take(self.replication).await?;
-        self.written.take_in(&lent);
-        // Whole chunks, so that a block's last chunk is the only short one.
-        let longest =
-            lent.token.claim.length_max.min(BLOCK_BYTES_MAX) / CHUNK_BYTES as u64 * CHUNK_BYTES as u64;
-        let capacity = wanted.min(longest);
-        self.open = Some(OpenBlock::start(&self.writer.datanodes, lent, capacity, is_exact)?);
-        Ok(())
+        Ok(self.writer.open(lent, wanted, is_exact, held_max, &mut self.written))
     }
+}
 
-    /// The block's datanodes stopped taking runs: writes it again elsewhere if they refused it.
-    async fn write_elsewhere(&mut self, mut open: OpenBlock) -> Result<OpenBlock, Failure> {
-        for _ in 0..REFUSALS_MAX {
-            let failure = open.failure().await;
-            if failure.status != Status::Refused {
-                return Err(failure);
-            }
-            let Some(held) = open.held.take() else {
-                return Err(Failure::new(
-                    Status::Retry,
-                    format!("{failure}; too much was sent to write it elsewhere"),
-                ));
-            };
-            self.writer.loans.leave(open.lent.block.container);
-            let (length, is_exact) = (open.capacity, open.is_exact);
-            self.open_block(length, is_exact).await?;
-            open = self.open.take().expect("open_block opens a block");
-            if open.capacity < length {
-                return Err(Failure::new(Status::Retry, "no container has room for the block; try again"));
-            }
-            let mut is_accepted = true;
-            for run in held {
-                is_accepted = is_accepted && open.send(run).await;
-            }
-            if is_accepted {
-                return Ok(open);
-            }
-        }
-        Err(too_many_refusals())
-    }
-
-    async fn close_block(&mut self, mut open: OpenBlock) -> Result<(), Failure> {
-        for _ in 0..=REFUSALS_MAX {
-            open.runs.clear();
-            let receipts = open.receipts().await;
-            match receipts {
-                Ok(receipts) => {
-                    let digest = BlockDigest::new(open.lent.block, open.length, &open.crcs);
-                    check_receipts(&receipts, open.length, digest)?;
-                    self.written.add(&open.lent, open.length, digest);
-                    return Ok(());
-                }
-                Err(failure) if failure.status == Status::Refused && open.held.is_some() => {
-                    open.failed = Some(failure);
-                    open = self.write_elsewhere(open).await?;
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
-        Err(too_many_refusals())
-    }
+/// How a block's bytes go to its datanodes.
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    /// All in one message.
+    Small,
+    /// Run by run.
+    Streamed {
+        /// Whether the capacity is the length.
+        is_exact: bool,
+    },
 }
 
 /// A block being written.
 struct OpenBlock {
     lent: LentBlock,
     capacity: u64,
-    is_exact: bool,
+    shape: Shape,
     length: u64,
     crcs: Vec<u32>,
-    /// One channel per datanode.
-    runs: Vec<mpsc::Sender<ChunkRun>>,
-    writes: Vec<JoinHandle<Result<BlockReceipt, Failure>>>,
-    /// All runs so far, while few enough to be written again elsewhere.
-    held: Option<Vec<ChunkRun>>,
-    failed: Option<Failure>,
+    /// Runs fed so far.
+    fed: usize,
+    /// Runs that are still here: from number `first_held` on.
+    runs: Vec<ChunkRun>,
+    first_held: usize,
+    /// While no more came than this, all are kept, so that they can be written elsewhere.
+    held_max: usize,
+    write: BlockWrite,
+    has_tried_without: bool,
 }
 
 impl OpenBlock {
-    fn start(datanodes: &Datanodes, lent: LentBlock, capacity: u64, is_exact: bool) -> Result<Self, Failure> {
-        let members: Vec<Arc<dyn DatanodeService>> =
-            lent.pipeline.members.iter().map(|member| datanodes.get(member)).collect::<Result<_, _>>()?;
-        let request = WriteBlock { block: lent.block, token: lent.token.clone(), length: capacity, is_exact };
-        let (runs, writes) = members
-            .into_iter()
-            .map(|datanode| {
-                let (sender, receiver) = mpsc::channel(RUNS_IN_FLIGHT_MAX);
-                let body: ChunkStream = Box::pin(stream::unfold(receiver, |mut receiver| async {
-                    receiver.recv().await.map(|run| (Ok(run), receiver))
-                }));
-                let request = request.clone();
-                let write = tokio::spawn(async move { datanode.write_block(request, body).await });
-                (sender, write)
-            })
-            .unzip();
-        let crcs = Vec::new();
-        let held = Some(Vec::new());
-        Ok(Self { lent, capacity, is_exact, length: 0, crcs, runs, writes, held, failed: None })
-    }
-
-    /// Sends a run to every datanode. False if one has stopped taking them.
-    async fn send(&mut self, run: ChunkRun) -> bool {
+    fn add(&mut self, run: ChunkRun) {
         self.length += run.data.len() as u64;
         self.crcs.extend_from_slice(&run.crcs);
-        match &mut self.held {
-            Some(held) if held.len() < RUNS_HELD => held.push(run.clone()),
-            held => *held = None,
-        }
-        for sender in &self.runs {
-            if sender.send(run.clone()).await.is_err() {
-                return false;
+        self.runs.push(run);
+    }
+
+    /// Whether all bytes so far are here.
+    fn is_held(&self) -> bool {
+        self.first_held == 0
+    }
+
+    fn check_held(&self, failure: &Failure) -> Result<(), Failure> {
+        if self.is_held() { Ok(()) } else { Err(gave_up(failure)) }
+    }
+
+    /// Feeds what is not fed yet, then closes if `closes`.
+    async fn advance(&mut self, closes: bool) -> Verdict {
+        while self.fed < self.first_held + self.runs.len() {
+            match self.write.feed(&self.runs[self.fed - self.first_held]).await {
+                Verdict::Reached => self.fed += 1,
+                verdict => return verdict,
             }
         }
-        true
-    }
-
-    async fn receipts(&mut self) -> Result<Vec<BlockReceipt>, Failure> {
-        let outcomes = join_all(self.writes.drain(..)).await;
-        let outcomes = outcomes
-            .into_iter()
-            .map(|outcome| {
-                outcome.unwrap_or_else(|error| {
-                    Err(Failure::new(Status::Internal, format!("block write: {error}")))
-                })
-            })
-            .collect();
-        first_failure(outcomes)
-    }
-
-    /// Why the datanodes stopped.
-    async fn failure(&mut self) -> Failure {
-        self.runs.clear();
-        if let Some(failure) = self.failed.take() {
-            return failure;
+        if self.runs.len() > self.held_max || self.first_held > 0 {
+            self.first_held += self.runs.len();
+            self.runs.clear();
         }
-        match self.receipts().await {
-            Err(failure) => failure,
-            Ok(_) => Failure::new(Status::Internal, "a datanode ended a block early"),
+        if !closes {
+            return Verdict::Reached;
         }
+        let digest = BlockDigest::new(self.lent.block, self.length, &self.crcs);
+        self.write.close(self.length, digest).await
     }
 }
 
-impl Drop for OpenBlock {
-    fn drop(&mut self) {
-        // A body that broke off must not pass for a whole one: an inexact block would accept its end. So the writes
-        // are stopped before their channels close.
-        for write in &self.writes {
-            write.abort();
-        }
+/// What a client is told when the bytes are no longer here to be written elsewhere, or there is no elsewhere.
+fn gave_up(failure: &Failure) -> Failure {
+    match failure.status {
+        Status::DiskFull | Status::Invalid => failure.clone(),
+        _ => Failure::new(Status::Retry, format!("the block could not be kept: {failure}")),
     }
 }
 
@@ -431,8 +502,10 @@ impl WrittenBlocks {
         self.taken.push((lent.session, lent.block));
     }
 
-    fn add(&mut self, lent: &LentBlock, length: u64, digest: BlockDigest) {
-        self.entries.push(BlockEntry { block: lent.block, offset: 0, length, block_length: length, digest });
+    fn add(&mut self, open: &OpenBlock) {
+        let (block, length) = (open.lent.block, open.length);
+        let digest = BlockDigest::new(block, length, &open.crcs);
+        self.entries.push(BlockEntry { block, offset: 0, length, block_length: length, digest });
     }
 }
 
@@ -441,12 +514,11 @@ impl Drop for WrittenBlocks {
         let current = self.session.id();
         let blocks: Vec<BlockId> =
             self.taken.drain(..).filter(|(session, _)| *session == current).map(|(_, block)| block).collect();
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        if blocks.is_empty() {
+        if blocks.is_empty() || tokio::runtime::Handle::try_current().is_err() {
             return;
         }
         let session = self.session.clone();
-        runtime.spawn(async move {
+        platform::task::spawn(async move {
             for blocks in blocks.chunks(usize::from(LOAN_IDS_MAX)) {
                 let make = |context| ReleaseBlocks { context, blocks: blocks.to_vec(), loan: None };
                 if let Err(error) = session.command(make).await {
@@ -456,31 +528,4 @@ impl Drop for WrittenBlocks {
             }
         });
     }
-}
-
-fn check_receipts(receipts: &[BlockReceipt], length: u64, digest: BlockDigest) -> Result<(), Failure> {
-    let agree = receipts.iter().all(|receipt| receipt.length == length && receipt.digest == digest);
-    if agree {
-        Ok(())
-    } else {
-        Err(Failure::new(Status::Corrupt, "a datanode stored other bytes than were sent"))
-    }
-}
-
-fn first_failure<T>(outcomes: Vec<Result<T, Failure>>) -> Result<Vec<T>, Failure> {
-    // A refusal explains more than the failures it causes elsewhere.
-    let mut failures = Vec::new();
-    let mut values = Vec::with_capacity(outcomes.len());
-    for outcome in outcomes {
-        match outcome {
-            Ok(value) => values.push(value),
-            Err(failure) => failures.push(failure),
-        }
-    }
-    let refusal = failures.iter().position(|failure| failure.status == Status::Refused).unwrap_or(0);
-    if failures.is_empty() { Ok(values) } else { Err(failures.swap_remove(refusal)) }
-}
-
-fn too_many_refusals() -> Failure {
-    Failure::new(Status::Retry, "datanodes refused every block that was tried; try again")
 }

@@ -53,7 +53,7 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                tokio::spawn(serve_connection(stream, router.clone(), stop.subscribe(), slot));
+                platform::task::spawn(serve_connection(stream, router.clone(), stop.subscribe(), slot));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");

@@ -1,0 +1,449 @@
+//! A cluster in memory for tests of writers and readers: datanodes that hang, refuse, die and answer late, an OM that lends,
+//! and SCM's rules about degraded containers as a model. Under tokio's paused clock it takes no real time.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use client::key_writer::{KeyWriter, WrittenBlocks};
+use client::service::{CallError, ChunkStream, DatanodeService, Datanodes, OmService};
+use client::session::Session;
+use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+use wire::block::*;
+use wire::chunk::{BlockDigest, ChunkRun};
+use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::ids::*;
+use wire::limits::CHUNK_BYTES;
+use wire::om::{Loan, OmReply, OmRequest};
+use wire::scm::Degraded;
+use wire::status::{Failure, Status};
+
+/// Bytes of a block at most.
+pub const BLOCK_MAX: u64 = 5 << 20;
+/// Ids in a loan.
+pub const LOAN_IDS: u16 = 64;
+
+/// How a datanode behaves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mode {
+    Well,
+    /// SIGSTOP: takes connections, does nothing.
+    Hangs,
+    /// Takes so many runs, then nothing more.
+    HangsAfter(usize),
+    /// Nobody listens.
+    Dead,
+    /// Breaks off after so many runs.
+    DiesAfter(usize),
+    /// Acknowledges this long after the last byte.
+    AcksAfter(Duration),
+    /// Takes a run in this time.
+    Slow(Duration),
+    /// Answers so to the head of every write.
+    Refuses(Status),
+    /// Acknowledges another digest.
+    Lies,
+}
+
+/// A datanode.
+pub struct Node {
+    pub id: DatanodeId,
+    pub mode: Mutex<Mode>,
+    pub blocks: Mutex<BTreeMap<BlockId, (Vec<u8>, BlockDigest)>>,
+    /// Refuses new blocks there.
+    pub closed: Mutex<BTreeSet<ContainerId>>,
+    /// Runs in its hands: taken and not dropped.
+    pub reads: Mutex<u32>,
+}
+
+impl Node {
+    fn mode(&self) -> Mode {
+        *self.mode.lock()
+    }
+
+    pub fn set(&self, mode: Mode) {
+        *self.mode.lock() = mode;
+    }
+
+    pub fn has(&self, entry: &BlockEntry) -> bool {
+        self.blocks
+            .lock()
+            .get(&entry.block)
+            .is_some_and(|(data, digest)| *digest == entry.digest && data.len() as u64 == entry.block_length)
+    }
+}
+
+fn dead() -> Failure {
+    Failure::new(Status::Retry, "connection refused")
+}
+
+#[async_trait]
+impl DatanodeService for Node {
+    async fn write_block(&self, request: WriteBlock, mut body: ChunkStream) -> Result<BlockReceipt, Failure> {
+        match self.mode() {
+            Mode::Dead => return Err(dead()),
+            Mode::Hangs => std::future::pending().await,
+            Mode::Refuses(status) => return Err(Failure::new(status, "not this one")),
+            _ => {}
+        }
+        if self.closed.lock().contains(&request.block.container) {
+            return Err(Failure::new(Status::Refused, "it is closing"));
+        }
+        let (mut data, mut crcs, mut runs) = (Vec::new(), Vec::new(), 0);
+        loop {
+            match self.mode() {
+                Mode::Dead => return Err(dead()),
+                Mode::Hangs => std::future::pending().await,
+                Mode::HangsAfter(count) if runs >= count => std::future::pending().await,
+                Mode::DiesAfter(count) if runs >= count => {
+                    return Err(Failure::new(Status::Unknown, "the connection broke"));
+                }
+                Mode::Slow(pause) => sleep(pause).await,
+                _ => {}
+            }
+            let Some(run) = body.next().await else { break };
+            let run = run?;
+            assert!(run.is_intact());
+            assert!(data.len().is_multiple_of(CHUNK_BYTES), "only the last run may end in a short chunk");
+            data.extend_from_slice(&run.data);
+            crcs.extend(run.crcs);
+            runs += 1;
+        }
+        let length = data.len() as u64;
+        assert!(length == request.length || (!request.is_exact && length < request.length));
+        match self.mode() {
+            Mode::AcksAfter(pause) => sleep(pause).await,
+            Mode::Dead => return Err(dead()),
+            Mode::Hangs => std::future::pending().await,
+            _ => {}
+        }
+        let digest = BlockDigest::new(request.block, length, &crcs);
+        let known = self.blocks.lock().insert(request.block, (data, digest));
+        assert!(known.is_none(), "an id is written once");
+        match self.mode() {
+            Mode::Lies => Ok(BlockReceipt { length, digest: BlockDigest(digest.0 ^ 1) }),
+            _ => Ok(BlockReceipt { length, digest }),
+        }
+    }
+
+    async fn write_small_block(&self, request: WriteBlock, body: ChunkRun) -> Result<BlockReceipt, Failure> {
+        self.write_block(request, Box::pin(stream::iter([Ok(body)]))).await
+    }
+
+    async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure> {
+        *self.reads.lock() += 1;
+        match self.mode() {
+            Mode::Dead => return Err(dead()),
+            Mode::Hangs => std::future::pending().await,
+            Mode::Refuses(status) => return Err(Failure::new(status, "not this one")),
+            _ => {}
+        }
+        let data = self.blocks.lock().get(&request.block).map(|(data, _)| data.clone());
+        let data = data.ok_or_else(|| Failure::new(Status::NotFound, "no such container"))?;
+        let from = request.offset as usize / CHUNK_BYTES * CHUNK_BYTES;
+        let to = ((request.offset + request.length) as usize).next_multiple_of(CHUNK_BYTES).min(data.len());
+        let runs: Vec<_> = data[from..to]
+            .chunks(2 * CHUNK_BYTES)
+            .map(|run| Ok(ChunkRun::new(Bytes::copy_from_slice(run))))
+            .collect();
+        let runs = stream::iter(runs);
+        Ok(match self.mode() {
+            Mode::DiesAfter(count) => {
+                let error = stream::iter([Err(Failure::new(Status::Corrupt, "damaged"))]);
+                Box::pin(runs.take(count).chain(error))
+            }
+            Mode::HangsAfter(count) => Box::pin(runs.take(count).chain(stream::pending())),
+            Mode::Slow(pause) => Box::pin(runs.then(move |run| async move {
+                sleep(pause).await;
+                run
+            })),
+            _ => Box::pin(runs),
+        })
+    }
+}
+
+/// A container as SCM has it.
+#[derive(Debug, Clone)]
+pub struct Container {
+    pub replication: Replication,
+    pub members: Vec<DatanodeId>,
+    pub valid: BTreeSet<DatanodeId>,
+    pub is_open: bool,
+    used: u64,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub containers: BTreeMap<ContainerId, Container>,
+    pub loans: u64,
+    pub released: BTreeSet<BlockId>,
+    pub degrades: Vec<(ContainerId, BTreeSet<DatanodeId>, Degraded)>,
+    /// SCM's answer to the next degrades, whatever the state.
+    pub refuses_degrade: bool,
+    /// Nodes SCM opens nothing on: dead, or just degraded.
+    pub out: BTreeSet<DatanodeId>,
+    pub refreshes: u32,
+    pub located: BTreeMap<ContainerId, Vec<DatanodeId>>,
+}
+
+/// OM and SCM in one.
+pub struct FakeOm {
+    pub nodes: Vec<DatanodeId>,
+    pub state: Mutex<State>,
+    /// How long a loan without some datanodes is sought in vain.
+    pub patience: Duration,
+    /// Whether a THREE container is opened on two nodes because a gateway wants to go round the others.
+    pub opens_pairs: Mutex<bool>,
+}
+
+impl FakeOm {
+    fn choose(
+        &self,
+        replication: Replication,
+        avoid: &[ContainerId],
+        without: &[DatanodeId],
+    ) -> Option<ContainerId> {
+        let mut state = self.state.lock();
+        let found = state.containers.iter().find(|(id, container)| {
+            container.is_open
+                && container.replication == replication
+                && !avoid.contains(id)
+                && !container.members.iter().any(|member| without.contains(member))
+        });
+        if let Some((id, _)) = found {
+            return Some(*id);
+        }
+        let live: Vec<DatanodeId> = self
+            .nodes
+            .iter()
+            .copied()
+            .filter(|node| !state.out.contains(node) && !without.contains(node))
+            .collect();
+        let (wanted, least) = match replication {
+            Replication::One => (1, 1),
+            Replication::Three if without.is_empty() || *self.opens_pairs.lock() => (3, 2),
+            Replication::Three => (3, 3.min(self.nodes.len() - state.out.len())),
+        };
+        if live.len() < least.max(1) {
+            return None;
+        }
+        let id = ContainerId(state.containers.len() as u64 + 1);
+        let first = id.0 as usize % live.len();
+        let mut members: Vec<DatanodeId> =
+            live.iter().cycle().skip(first).take(wanted.min(live.len())).copied().collect();
+        members.sort();
+        let valid = members.iter().copied().collect();
+        state.containers.insert(id, Container { replication, members, valid, is_open: true, used: 0 });
+        Some(id)
+    }
+
+    fn degrade(&self, container: ContainerId, acknowledged: BTreeSet<DatanodeId>) -> Degraded {
+        let mut state = self.state.lock();
+        let refuses = state.refuses_degrade;
+        let row = state.containers.get_mut(&container).expect("degrade names a container that was lent");
+        assert!(row.replication == Replication::Three && acknowledged.len() >= 2, "nothing to degrade");
+        let answer = if refuses {
+            Degraded::Refused
+        } else if row.is_open {
+            row.is_open = false;
+            row.valid.retain(|member| acknowledged.contains(member));
+            Degraded::Accepted
+        } else if row.valid.is_subset(&acknowledged) {
+            Degraded::Accepted
+        } else {
+            Degraded::Refused
+        };
+        let left_out: Vec<DatanodeId> =
+            row.members.iter().copied().filter(|member| !acknowledged.contains(member)).collect();
+        state.out.extend(left_out);
+        state.degrades.push((container, acknowledged, answer));
+        answer
+    }
+}
+
+#[async_trait]
+impl OmService for FakeOm {
+    async fn handle(&self, request: OmRequest) -> Result<OmReply, CallError> {
+        match request {
+            OmRequest::OpenSession(_) => Ok(OmReply::OpenSession(SessionId(1))),
+            OmRequest::RenewSession(_) => Ok(OmReply::RenewSession(())),
+            OmRequest::TakeLoan(request) => {
+                sleep(Duration::from_millis(1)).await;
+                let mut chosen = self.choose(request.replication, &request.avoid, &request.avoid_datanodes);
+                if chosen.is_none() && !request.avoid_datanodes.is_empty() {
+                    sleep(self.patience).await;
+                    chosen = self.choose(request.replication, &request.avoid, &[]);
+                }
+                let id = chosen.ok_or_else(|| Failure::new(Status::Retry, "a lease is awaited"))?;
+                let mut state = self.state.lock();
+                state.loans += 1;
+                let number = state.loans;
+                let container = state.containers.get_mut(&id).expect("just chosen");
+                let first = LocalId(container.used);
+                container.used += u64::from(LOAN_IDS);
+                let claim = BlockClaim {
+                    operation: BlockOperation::Write,
+                    container: id,
+                    generation: Generation(1),
+                    replication: request.replication,
+                    first,
+                    count: u64::from(LOAN_IDS),
+                    session: SessionId(1),
+                    length_max: BLOCK_MAX,
+                    expires_ms: u64::MAX,
+                };
+                let members =
+                    container.members.iter().map(|id| DatanodeAddress { id: *id, address: None }).collect();
+                let pipeline = Pipeline { id: PipelineId(id.0), replication: request.replication, members };
+                Ok(OmReply::TakeLoan(Loan {
+                    id: LoanId(number),
+                    container: id,
+                    generation: Generation(1),
+                    first,
+                    count: LOAN_IDS,
+                    pipeline,
+                    token: token_of(claim),
+                }))
+            }
+            OmRequest::ReleaseBlocks(request) => {
+                self.state.lock().released.extend(request.blocks);
+                Ok(OmReply::ReleaseBlocks(()))
+            }
+            OmRequest::DegradeBlocks(request) => {
+                sleep(Duration::from_millis(5)).await;
+                let acknowledged = request.acknowledged.into_iter().collect();
+                Ok(OmReply::DegradeBlocks(self.degrade(request.container, acknowledged)))
+            }
+            OmRequest::RefreshLocations(request) => {
+                let mut state = self.state.lock();
+                state.refreshes += 1;
+                let found = request
+                    .containers
+                    .iter()
+                    .filter_map(|id| Some(location_of(*id, state.located.get(id).cloned()?)));
+                Ok(OmReply::RefreshLocations(found.collect()))
+            }
+            other => panic!("unexpected {}", other.name()),
+        }
+    }
+}
+
+pub fn token_of(claim: BlockClaim) -> BlockToken {
+    BlockToken::sign(claim, &TokenKey { id: 1, secret: [1; 32], expires_ms: u64::MAX })
+}
+
+pub fn location_of(container: ContainerId, datanodes: Vec<DatanodeId>) -> ContainerLocation {
+    let replicas = datanodes
+        .into_iter()
+        .map(|id| ReplicaLocation {
+            datanode: DatanodeAddress { id, address: None },
+            generation: Generation(1),
+        })
+        .collect();
+    ContainerLocation { container, replicas }
+}
+
+/// A gateway's end of it.
+pub struct Cluster {
+    pub om: Arc<FakeOm>,
+    pub nodes: Vec<Arc<Node>>,
+    pub datanodes: Arc<Datanodes>,
+    pub session: Arc<Session>,
+    pub writer: KeyWriter,
+}
+
+impl Cluster {
+    pub async fn of(count: usize) -> Self {
+        let datanodes = Arc::new(Datanodes::local_only());
+        let mut nodes = Vec::new();
+        for number in 0..count {
+            let id = DatanodeId(uuid::Uuid::from_u128(number as u128 + 1));
+            let node = Arc::new(Node {
+                id,
+                mode: Mutex::new(Mode::Well),
+                blocks: Mutex::default(),
+                closed: Mutex::default(),
+                reads: Mutex::default(),
+            });
+            datanodes.insert(id, node.clone());
+            nodes.push(node);
+        }
+        let om = Arc::new(FakeOm {
+            nodes: nodes.iter().map(|node| node.id).collect(),
+            state: Mutex::default(),
+            patience: Duration::from_secs(2),
+            opens_pairs: Mutex::new(false),
+        });
+        let session = Session::open(om.clone()).await.expect("the fake OM opens sessions");
+        let writer = KeyWriter::new(session.clone(), datanodes.clone());
+        Self { om, nodes, datanodes, session, writer }
+    }
+
+    /// Writes a body as a gateway does, and how long it took.
+    pub async fn put(
+        &self,
+        replication: Replication,
+        data: &Bytes,
+        is_known: bool,
+    ) -> (Result<Vec<BlockEntry>, Failure>, Duration) {
+        let started = Instant::now();
+        let outcome = self.write(replication, data, is_known).await;
+        let outcome = outcome.map(|written| {
+            let entries = written.entries().to_vec();
+            written.committed();
+            entries
+        });
+        if let Ok(entries) = &outcome {
+            self.check(entries);
+        }
+        (outcome, started.elapsed())
+    }
+
+    async fn write(
+        &self,
+        replication: Replication,
+        data: &Bytes,
+        is_known: bool,
+    ) -> Result<WrittenBlocks, Failure> {
+        if is_known && data.len() <= CHUNK_BYTES {
+            return self.writer.write_small(replication, data.clone()).await;
+        }
+        let mut sink = self.writer.begin(replication, is_known.then_some(data.len() as u64));
+        let mut rest = data.clone();
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(200_000));
+            sink.push(piece).await?;
+        }
+        sink.finish().await
+    }
+
+    /// The law: every committed block is whole on every replica that SCM counts VALID, and on two at least for THREE.
+    pub fn check(&self, entries: &[BlockEntry]) {
+        let state = self.om.state.lock();
+        for entry in entries {
+            let container = &state.containers[&entry.block.container];
+            assert!(!container.valid.is_empty());
+            for node in &self.nodes {
+                if container.valid.contains(&node.id) {
+                    assert!(node.has(entry), "{} is VALID and lacks {}: {container:?}", node.id, entry.block);
+                }
+            }
+            let least = if container.replication == Replication::Three { 2 } else { 1 };
+            assert!(self.nodes.iter().filter(|node| node.has(entry)).count() >= least);
+        }
+    }
+
+    pub fn degrades(&self) -> usize {
+        self.om.state.lock().degrades.len()
+    }
+}
+
+pub fn pattern(length: usize) -> Bytes {
+    (0..length).map(|i| (i * 31 % 251) as u8).collect::<Vec<_>>().into()
+}

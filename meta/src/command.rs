@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use wire::clock::UnixMs;
-use wire::ids::{ContainerId, LeaseId, LocalId, SessionId};
+use wire::ids::{BlockId, ContainerId, LeaseId, LocalId, SessionId};
 use wire::om::{
     AbortUpload, CommitKey, CommitPart, CompleteUpload, CopyKey, CreateBucket, CreateUpload, DeleteBucket,
     DeleteKeys, ReleaseBlocks, UserInfo, WriteContext,
@@ -77,19 +77,28 @@ pub(crate) struct BeginHandover {
     pub(crate) freed_before_ms: UnixMs,
     /// At most so many.
     pub(crate) count_max: u32,
+    /// Damaged rows that are left out: row keys of `deleted`.
+    #[serde(default)]
+    pub(crate) skip: Vec<ByteBuf>,
 }
 
 /// SCM has logged this batch: drop queue and rows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FinishHandover {
     pub(crate) batch: u64,
+    /// Damaged rows of the batch that stay: row keys of `deleted`.
+    #[serde(default)]
+    pub(crate) skip: Vec<ByteBuf>,
+    /// Blocks of the batch whose damaged row stays.
+    #[serde(default)]
+    pub(crate) skip_blocks: Vec<BlockId>,
 }
 
 /// Forget completed uploads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ExpireUploads {
-    /// Up to this many, oldest first.
-    pub(crate) count_max: u32,
+    /// Which: row keys of `upload_done`.
+    pub(crate) rows: Vec<ByteBuf>,
     /// Only those completed before.
     pub(crate) completed_before_ms: UnixMs,
 }

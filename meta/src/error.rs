@@ -1,11 +1,9 @@
 //! The crate's errors: opening OM, and how faults of consensus become answers.
 
 use client::service::CallError;
-use consensus::{OpenError, ProposeError, ReadError, StoreError};
+use consensus::{OpenError, ProposeError, StoreError};
 use wire::om::Rejection;
 use wire::status::{Failure, Status};
-
-use crate::state::Stop;
 
 /// OM could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -18,9 +16,9 @@ pub enum OmError {
     Died,
 }
 
-/// A command that was not applied, as its caller sees it.
-pub(crate) fn of_propose(error: ProposeError) -> CallError {
-    let status = match &error {
+/// A command that was not applied, as its caller sees it. Who leads is added by the server.
+pub(crate) fn of_propose(error: &ProposeError) -> CallError {
+    let status = match error {
         ProposeError::NotLeader { .. } => Status::NotLeader,
         ProposeError::Overloaded => Status::Retry,
         ProposeError::TooLarge { .. } => Status::Invalid,
@@ -32,15 +30,6 @@ pub(crate) fn of_propose(error: ProposeError) -> CallError {
         }
     };
     Failure::new(status, error.to_string()).into()
-}
-
-/// A view that could not be had.
-pub(crate) fn of_read(error: ReadError) -> CallError {
-    match error {
-        ReadError::NotLeader { .. } => Failure::new(Status::NotLeader, error.to_string()).into(),
-        ReadError::Stopped => Failure::new(Status::Retry, error.to_string()).into(),
-        ReadError::Store(error) => of_store(&error),
-    }
 }
 
 /// Rows that could not be read.
@@ -55,14 +44,6 @@ pub(crate) fn of_store(error: &StoreError) -> CallError {
             tracing::error!(%error, "the state file failed");
             Failure::new(Status::Internal, "om's state cannot be read").into()
         }
-    }
-}
-
-/// Why a read went no further.
-pub(crate) fn of_stop(stop: Stop) -> CallError {
-    match stop {
-        Stop::Reject(rejection) => rejection.into(),
-        Stop::Fault(error) => of_store(&error),
     }
 }
 

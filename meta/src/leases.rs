@@ -1,13 +1,14 @@
-//! Leader memory beside the rows of leases: token keys, where containers are, which replication types are asked for.
+//! Leader memory beside the rows: token keys, where containers are, which leases are asked for, when sessions were heard of.
 //!
-//! All of it can be lost: SCM gives it again. Ids are never handed out from here.
+//! It begins empty with every term: SCM and the gateways give it again. Ids are never handed out from here.
+//!
+//! Not here: when a term begins (see `leader`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::service::{ScmService, call_scm};
-use moka::sync::Cache;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 use wire::block::{
@@ -20,13 +21,12 @@ use wire::limits::BLOCK_TOKEN_LIFE_MS;
 use wire::scm::LocateContainers;
 use wire::status::{Failure, Status};
 
+use crate::locations::LocationCache;
 use crate::schema::LeaseRow;
 use crate::state::Lent;
 
-/// Locations remembered at most: about 10 MiB.
-const LOCATIONS_MAX: u64 = 65_536;
 /// Replicas move when nodes die: what SCM said is believed for so long. A reader that finds nobody asks again.
-const LOCATION_LIFE: Duration = Duration::from_secs(10);
+const LOCATION_LIFE_MS: u64 = 10_000;
 /// SCM answers within this or is taken for lost.
 const SCM_DEADLINE: Duration = Duration::from_secs(10);
 /// A container without readable replicas is asked for again so often ...
@@ -35,20 +35,34 @@ const LOCATE_TURNS: u32 = 10;
 const LOCATE_PAUSE: Duration = Duration::from_millis(100);
 /// A read waits this long for token keys, then the caller is told to try again.
 const TOKEN_KEYS_WAIT: Duration = Duration::from_secs(2);
+/// Damaged rows that workers pass over in one term at most.
+const DAMAGED_ROWS_MAX: usize = 10_000;
 /// Containers to avoid are forgotten after this: they have left OPEN by then.
 const AVOID_MS: u64 = 60_000;
+/// SCM is not asked again for a lease around failed datanodes for so long after it had none: it has taken them for dead
+/// by then, or they are back.
+const AROUND_PAUSE_MS: u64 = 2000;
 /// Keys are signed with only if they outlive two tokens.
 const KEY_LIFE_LEFT_MS: u64 = 2 * BLOCK_TOKEN_LIFE_MS;
 
 /// What the leader knows beside its rows.
 pub(crate) struct LeaderMemory {
+    /// The term it belongs to. 0: this replica has not led yet.
+    term: u64,
     scm: Arc<dyn ScmService>,
     /// What write tokens allow.
     block_bytes_max: u64,
     token_keys: RwLock<Vec<TokenKey>>,
-    of_leases: RwLock<HashMap<ContainerId, ContainerLocation>>,
-    located: Cache<ContainerId, ContainerLocation>,
+    of_leases: RwLock<BTreeMap<ContainerId, ContainerLocation>>,
+    located: Mutex<LocationCache>,
     demand: Mutex<Demand>,
+    /// When each session was last heard of, in steady milliseconds.
+    heard: Mutex<BTreeMap<SessionId, u64>>,
+    /// Held by whoever compares leases with SCM, or has one granted and logged: a lease that is granted and not yet logged
+    /// would be taken for one that OM does not know, and returned.
+    pub(crate) leasing: tokio::sync::Mutex<()>,
+    /// Rows that a worker gave up for this term, since they are damaged.
+    damaged: Mutex<BTreeSet<(&'static str, Vec<u8>)>>,
     /// Wakes the keeper.
     pub(crate) wanted: Notify,
     /// Counts changes of leases and token keys.
@@ -59,23 +73,92 @@ pub(crate) struct LeaderMemory {
 struct Demand {
     replications: BTreeSet<Replication>,
     avoid: BTreeMap<ContainerId, UnixMs>,
-    /// What stands in the way of more leases.
-    awaited: Option<String>,
+    /// Until when SCM is not asked for a lease around failed datanodes, in steady milliseconds.
+    around_paused: BTreeMap<Replication, u64>,
+    /// Numbers of grants that SCM has not answered: a repeat carries the same.
+    grants: BTreeMap<Replication, u64>,
+    /// What stands in the way of more leases, and of token keys.
+    awaited: BTreeMap<Option<Replication>, String>,
 }
 
 impl LeaderMemory {
-    pub(crate) fn new(scm: Arc<dyn ScmService>, replications: &[Replication], block_bytes_max: u64) -> Self {
+    pub(crate) fn new(
+        term: u64,
+        scm: Arc<dyn ScmService>,
+        replications: &[Replication],
+        block_bytes_max: u64,
+    ) -> Self {
         let demand = Demand { replications: replications.iter().copied().collect(), ..Demand::default() };
         Self {
+            term,
             scm,
             block_bytes_max,
             token_keys: RwLock::default(),
             of_leases: RwLock::default(),
-            located: Cache::builder().max_capacity(LOCATIONS_MAX).time_to_live(LOCATION_LIFE).build(),
+            located: Mutex::new(LocationCache::new(LOCATION_LIFE_MS)),
             demand: Mutex::new(demand),
+            heard: Mutex::default(),
+            leasing: tokio::sync::Mutex::default(),
+            damaged: Mutex::default(),
             wanted: Notify::new(),
             changed: watch::Sender::new(0),
         }
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// A session was heard of.
+    pub(crate) fn touch(&self, session: SessionId) {
+        self.heard.lock().insert(session, steady_ms());
+    }
+
+    /// Of the sessions in state, those that were silent for too long. One that this leader never heard of starts now.
+    pub(crate) fn silent_sessions(&self, sessions: &[SessionId], silence_ms: u64) -> Vec<SessionId> {
+        let now_ms = steady_ms();
+        let mut heard = self.heard.lock();
+        let in_state: BTreeSet<SessionId> = sessions.iter().copied().collect();
+        heard.retain(|session, _| in_state.contains(session));
+        let is_silent = |session: &SessionId| now_ms - *heard.entry(*session).or_insert(now_ms) > silence_ms;
+        sessions.iter().copied().filter(is_silent).collect()
+    }
+
+    /// OM's number of the grant it is asking for.
+    pub(crate) fn grant_request(&self, replication: Replication) -> u64 {
+        *self.demand.lock().grants.entry(replication).or_insert_with(wire::random::u64)
+    }
+
+    /// The grant is logged: the next one has another number.
+    pub(crate) fn grant_done(&self, replication: Replication) {
+        self.demand.lock().grants.remove(&replication);
+    }
+
+    /// Whether SCM may be asked for a lease around failed datanodes.
+    pub(crate) fn may_ask_around(&self, replication: Replication) -> bool {
+        self.demand.lock().around_paused.get(&replication).is_none_or(|until| *until <= steady_ms())
+    }
+
+    /// SCM had no lease around failed datanodes: it is not asked again for a while.
+    pub(crate) fn pause_around(&self, replication: Replication) {
+        self.demand.lock().around_paused.insert(replication, steady_ms() + AROUND_PAUSE_MS);
+    }
+
+    /// A worker gives a damaged row up for this term. False once there are too many: something else is wrong then.
+    pub(crate) fn give_up(&self, table: &'static str, row_key: &[u8]) -> bool {
+        let mut damaged = self.damaged.lock();
+        damaged.len() < DAMAGED_ROWS_MAX && damaged.insert((table, row_key.to_vec()))
+    }
+
+    /// Whether a worker gave this row up.
+    pub(crate) fn is_given_up(&self, table: &'static str, row_key: &[u8]) -> bool {
+        let damaged = self.damaged.lock();
+        !damaged.is_empty() && damaged.contains(&(table, row_key.to_vec()))
+    }
+
+    /// How many rows were given up.
+    pub(crate) fn given_up(&self) -> usize {
+        self.damaged.lock().len()
     }
 
     /// A call of SCM, with a deadline.
@@ -104,14 +187,24 @@ impl LeaderMemory {
         (demand.replications.iter().copied().collect(), demand.avoid.keys().copied().collect())
     }
 
-    /// Says what stands in the way of more leases, for those who wait.
-    pub(crate) fn set_awaited(&self, awaited: Option<String>) {
-        self.demand.lock().awaited = awaited;
+    /// Says what stands in the way of more leases of a type, or (None) of comparing leases at all, for those who wait.
+    pub(crate) fn set_awaited(&self, of: Option<Replication>, awaited: Option<String>) {
+        let mut demand = self.demand.lock();
+        match awaited {
+            Some(awaited) => demand.awaited.insert(of, awaited),
+            None => demand.awaited.remove(&of),
+        };
     }
 
-    /// See [`Self::set_awaited`].
+    /// What stands in the way of leases of a type.
+    pub(crate) fn awaited_of(&self, replication: Replication) -> Option<String> {
+        let awaited = &self.demand.lock().awaited;
+        awaited.get(&Some(replication)).or_else(|| awaited.get(&None)).cloned()
+    }
+
+    /// All that stands in the way of leases: for operators.
     pub(crate) fn awaited(&self) -> Option<String> {
-        self.demand.lock().awaited.clone()
+        self.demand.lock().awaited.values().next().cloned()
     }
 
     /// Resolves after the next change of leases or keys.
@@ -205,13 +298,10 @@ impl LeaderMemory {
         let containers: BTreeSet<ContainerId> = entries.iter().map(|entry| entry.block.container).collect();
         let mut found = Vec::with_capacity(containers.len());
         let mut missing = Vec::new();
-        {
-            let of_leases = self.of_leases.read();
-            for container in containers {
-                match of_leases.get(&container).cloned().or_else(|| self.located.get(&container)) {
-                    Some(location) => found.push(location),
-                    None => missing.push(container),
-                }
+        for container in containers {
+            match self.known(container) {
+                Some(location) => found.push(location),
+                None => missing.push(container),
             }
         }
         for turn in 0..LOCATE_TURNS {
@@ -221,18 +311,52 @@ impl LeaderMemory {
             if turn > 0 {
                 tokio::time::sleep(LOCATE_PAUSE).await;
             }
-            for location in self.call(LocateContainers { containers: missing.clone() }).await? {
-                // Nobody has it yet: after a start the datanodes are still registering. Not to be remembered.
-                if location.replicas.is_empty() {
-                    continue;
+            // Nobody has it yet: after a start the datanodes are still registering.
+            for location in self.ask_locations(&missing).await? {
+                if !location.replicas.is_empty() {
+                    missing.retain(|container| *container != location.container);
+                    found.push(location);
                 }
-                missing.retain(|container| *container != location.container);
-                self.located.insert(location.container, location.clone());
-                found.push(location);
             }
         }
         Ok(found)
     }
+
+    /// What SCM said last comes before the members of a lease's pipeline, one of which may have failed since.
+    fn known(&self, container: ContainerId) -> Option<ContainerLocation> {
+        let located = self.located.lock().get(container, steady_ms());
+        located.or_else(|| self.of_leases.read().get(&container).cloned())
+    }
+
+    /// Where containers are by what SCM says now. Replaces what was known of them.
+    pub(crate) async fn ask_locations(
+        &self,
+        containers: &[ContainerId],
+    ) -> Result<Vec<ContainerLocation>, Failure> {
+        let locations = self.call(LocateContainers { containers: containers.to_vec() }).await?;
+        let now_ms = steady_ms();
+        let mut located = self.located.lock();
+        for container in containers {
+            located.remove(*container);
+        }
+        for location in &locations {
+            // That nobody has it is not worth remembering: somebody may in a moment.
+            if !location.replicas.is_empty() {
+                located.insert(location.clone(), now_ms);
+            }
+        }
+        Ok(locations)
+    }
+
+    /// Replicas of a container were left out: what was known of it no longer holds.
+    pub(crate) fn forget_location(&self, container: ContainerId) {
+        self.located.lock().remove(container);
+        self.of_leases.write().remove(&container);
+    }
+}
+
+fn steady_ms() -> u64 {
+    clock::steady_ns() / 1_000_000
 }
 
 fn location_of(row: &LeaseRow) -> ContainerLocation {

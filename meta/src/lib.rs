@@ -4,8 +4,9 @@
 //! consensus -> `state` apply (pure, every replica) -> reply. A read takes a linearizable view and answers from its rows.
 //!
 //! ```text
-//!  server.rs    shell: OmService, views, tokens, locations        worker/*.rs  background work, each with a status
-//!  prepare.rs   leader side, before the log                       leases.rs    leader memory: leases, token keys
+//!  server.rs    shell: OmService, views, tokens                   worker/*.rs  background work, each with a status
+//!  leader.rs    terms of leadership begin and end                 leases.rs    leader memory: leases, token keys
+//!  prepare.rs   leader side, before the log                       locations.rs where containers are
 //!  command.rs   what raft logs (a format)                         seal.rs      secrets at rest, signing keys
 //!  schema.rs    tables, row keys, rows (a format)                 state/*.rs   apply, one file a noun
 //!  inspect.rs   rows and commands as text
@@ -22,7 +23,10 @@ mod command;
 mod config;
 mod error;
 pub mod inspect;
+mod interim;
+mod leader;
 mod leases;
+mod locations;
 mod metrics;
 mod prepare;
 mod schema;

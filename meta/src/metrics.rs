@@ -19,6 +19,8 @@ pub(crate) struct Metrics {
     pub(crate) blocks_handed_over: Counter,
     /// Freed blocks that wait, counted up to a limit.
     pub(crate) deletion_backlog: Gauge,
+    /// Damaged rows that workers pass over.
+    pub(crate) damaged_rows: Gauge,
     /// Leases with ids left.
     pub(crate) leases: Gauge,
 }
@@ -32,6 +34,7 @@ impl Metrics {
             command_seconds: histogram!("meta_command_seconds"),
             blocks_handed_over: counter!("meta_deletion_blocks_total"),
             deletion_backlog: gauge!("meta_deletion_backlog_blocks"),
+            damaged_rows: gauge!("meta_damaged_rows"),
             leases: gauge!("meta_leases"),
         }
     }

@@ -10,15 +10,17 @@ use std::collections::BTreeSet;
 
 use consensus::{ReadView, StoreError};
 use wire::block::Replication;
-use wire::ids::{ContainerId, LeaseId};
+use wire::ids::{ContainerId, DatanodeId, LeaseId};
 use wire::limits::{COMMIT_BLOCKS_MAX, LIST_ENTRIES_MAX, LOAN_IDS_MAX, PARTS_MAX};
-use wire::om::{DELETE_KEYS_PER_COMMAND, OmRequest, Rejection};
+use wire::om::{DELETE_KEYS_PER_COMMAND, LAYOUT_PAGE_ENTRIES_MAX, OmRequest, Rejection};
 
 use crate::schema::{LEASE, LeaseRow};
 use crate::state::RowsExt;
 
 /// Names of users, access keys, regions and the like are shorter than this.
 const NAME_BYTES_MAX: usize = 1024;
+/// Containers and datanodes named by one request at most: a gateway remembers a few that failed it.
+const AVOID_MAX: usize = 256;
 /// Leases looked at when one is chosen. OM holds a few.
 const LEASES_SEEN_MAX: usize = 4096;
 
@@ -29,6 +31,17 @@ pub(crate) fn validate(request: &mut OmRequest) -> Result<(), Rejection> {
         OmRequest::ListBuckets(list) => list.max = list.max.min(10 * LIST_ENTRIES_MAX),
         OmRequest::ListUploads(list) => list.max = list.max.min(LIST_ENTRIES_MAX),
         OmRequest::ListParts(list) => list.max = list.max.min(LIST_ENTRIES_MAX),
+        OmRequest::TakeLoan(take) => {
+            at_most(take.avoid.len(), AVOID_MAX, "containers to avoid")?;
+            at_most(take.avoid_datanodes.len(), AVOID_MAX, "datanodes to avoid")?;
+        }
+        OmRequest::DegradeBlocks(degrade) => {
+            at_most(degrade.acknowledged.len(), AVOID_MAX, "datanodes that acknowledged")?;
+            at_most(degrade.failed.len(), AVOID_MAX, "datanodes that failed")?;
+        }
+        OmRequest::RefreshLocations(refresh) => {
+            at_most(refresh.containers.len(), LAYOUT_PAGE_ENTRIES_MAX, "containers to locate")?;
+        }
         OmRequest::ReleaseBlocks(release) => {
             at_most(release.blocks.len(), usize::from(LOAN_IDS_MAX), "blocks in one release")?;
         }
@@ -62,22 +75,32 @@ fn at_most(count: usize, max: usize, what: &str) -> Result<(), Rejection> {
     if count > max { Err(Rejection::Invalid(format!("{count} {what}, more than {max}"))) } else { Ok(()) }
 }
 
+/// What a lease is asked for.
+pub(crate) struct Wanted<'a> {
+    pub(crate) replication: Replication,
+    /// Containers that do not serve.
+    pub(crate) avoid: &'a BTreeSet<ContainerId>,
+    /// Datanodes that do not serve.
+    pub(crate) avoid_datanodes: &'a BTreeSet<DatanodeId>,
+}
+
 /// A lease to lend from. `choice` is a random number: gateways spread over the open containers.
 pub(crate) fn choose_lease(
-    view: &ReadView,
-    replication: Replication,
-    avoid: &BTreeSet<ContainerId>,
+    leases: &[(LeaseId, LeaseRow)],
+    wanted: &Wanted<'_>,
     choice: u64,
-) -> Result<Option<LeaseId>, StoreError> {
-    let leases = leases(view)?;
+) -> Option<LeaseId> {
     let good: Vec<LeaseId> = leases
-        .into_iter()
+        .iter()
         .filter(|(_, row)| {
-            row.left() > 0 && row.pipeline.replication == replication && !avoid.contains(&row.container)
+            row.left() > 0
+                && row.pipeline.replication == wanted.replication
+                && !wanted.avoid.contains(&row.container)
+                && row.pipeline.members.iter().all(|member| !wanted.avoid_datanodes.contains(&member.id))
         })
-        .map(|(id, _)| id)
+        .map(|(id, _)| *id)
         .collect();
-    Ok((!good.is_empty()).then(|| good[(choice % good.len() as u64) as usize]))
+    (!good.is_empty()).then(|| good[(choice % good.len() as u64) as usize])
 }
 
 /// All leases in state.

@@ -5,33 +5,44 @@
 //!   read:  validate -> Group::read -> rows of the view -> (tokens, locations)
 //! ```
 //!
+//! Every replica is opened; only the leader answers, all but [`GetGroup`]. Others name the leader and had no part in it.
+//!
 //! Reads run where they are called: they look up a handful of rows in memory-mapped pages or redb's cache. Listings and
 //! other reads of many rows move to a blocking thread, so that they do not hold up the reactor.
 //!
 //! Not here: decisions (see `state`), background work (see `worker`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use client::service::{CallError, OmService, ScmService};
-use consensus::{Group, GroupConfig, GroupStatus, Priority, ReadView};
-use parking_lot::Mutex;
+use consensus::{
+    Group, GroupConfig, GroupStatus, Priority, ProposeError, ReadError, ReadView, StoreError, Table,
+};
+use parking_lot::RwLock;
+use platform::task;
+use tokio::sync::watch;
 use wire::block::{BlockEntry, Replication};
 use wire::clock;
-use wire::ids::{SessionId, WriteId};
+use wire::group::MemberRole;
+use wire::host::HostPort;
+use wire::ids::{ContainerId, DatanodeId, LeaseId, SessionId, WriteId};
 use wire::om::{
-    BucketRef, GetLayout, GetSigningKey, KeyFound, LAYOUT_PAGE_ENTRIES_MAX, LayoutPage, Loan, LookupKey,
-    OmReply, OmRequest, PutUser, Rejection, RenewSession, RetainAccessKeys, SignV2, SignedV2, SigningKey,
-    TakeLoan, UserInfo,
+    BucketRef, DegradeBlocks, GetLayout, GetSigningKey, KeyFound, LAYOUT_PAGE_ENTRIES_MAX, LayoutPage, Loan,
+    LookupKey, OmReply, OmRequest, PutUser, Rejection, RenewSession, RetainAccessKeys, SignV2, SignedV2,
+    SigningKey, TakeLoan, UserInfo,
 };
+use wire::scm::{DegradeContainer, Degraded};
 use wire::status::{Failure, Status};
 use zeroize::Zeroizing;
 
 use crate::command::{self, Command};
 use crate::config::OmConfig;
 use crate::error::{self, OmError};
+use crate::interim::{GroupExt, Leadership};
+use crate::leader;
 use crate::leases::LeaderMemory;
 use crate::metrics::Metrics;
 use crate::prepare;
@@ -44,6 +55,8 @@ use crate::worker::{self, WorkerStatus, Workers};
 
 /// A loan waits this long for a lease, then the caller is told to try again.
 const LEASE_WAIT: Duration = Duration::from_secs(2);
+/// A loan around failed datanodes waits this long for a lease without them, then any lease serves.
+const AROUND_WAIT: Duration = Duration::from_secs(1);
 /// A listing of more rows than this runs on a blocking thread: about 0.2 ms of work.
 const INLINE_ROWS_MAX: u32 = 100;
 /// Queues are counted for operators up to this number.
@@ -53,14 +66,16 @@ const COUNTED_MAX: usize = 10_000;
 pub struct Om {
     config: OmConfig,
     group: Group<OmState>,
-    memory: Arc<LeaderMemory>,
+    leadership: watch::Receiver<Leadership>,
+    scm: Arc<dyn ScmService>,
+    /// Of the term this replica leads, or led last.
+    memory: RwLock<Arc<LeaderMemory>>,
     sealer: Sealer,
     metrics: Metrics,
-    /// When each session was last heard of, in steady milliseconds. A new leader starts every timer anew.
-    heard: Mutex<HashMap<SessionId, u64>>,
-    /// Numbers of grants that SCM has not answered: a repeat carries the same.
-    grants: Mutex<BTreeMap<Replication, u64>>,
     workers: Workers,
+    /// Ends what follows leadership.
+    stop: watch::Sender<bool>,
+    follower: parking_lot::Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 /// What operators see of OM.
@@ -95,36 +110,50 @@ impl Om {
             ..GroupConfig::new("om", config.dir.clone(), config.cluster_id.0)
         };
         // Replay reads the disk for as long as it takes: not on the reactor.
-        let opened = tokio::task::spawn_blocking(move || Group::open(group_config, OmState::default()));
+        let opened = task::spawn_blocking(move || Group::open(group_config, OmState::default()));
         let group = opened.await.map_err(|_| OmError::Died)??;
         let om = Arc::new(Self {
-            memory: Arc::new(LeaderMemory::new(scm, &config.replications, config.block_bytes_max)),
+            leadership: group.leadership(),
+            memory: RwLock::new(Arc::new(new_memory(0, &scm, &config))),
+            scm,
             sealer: Sealer::new(&config.cluster_key),
             metrics: Metrics::new(),
-            heard: Mutex::default(),
-            grants: Mutex::default(),
             workers: Workers::new(),
+            stop: watch::Sender::new(false),
+            follower: parking_lot::Mutex::default(),
             group,
             config,
         });
-        om.workers.start(&om);
+        let follower = leader::follow(Arc::downgrade(&om), om.leadership.clone(), om.stop.subscribe());
+        *om.follower.lock() = Some(task::spawn(follower));
         Ok(om)
     }
 
-    /// Stops background work, finishes what is under way, and closes log and state.
+    /// Stops background work, hands leadership over, finishes what is under way, and closes log and state.
     pub async fn shutdown(&self) {
-        self.workers.stop().await;
+        self.stop.send_replace(true);
+        let follower = self.follower.lock().take();
+        if let Some(follower) = follower {
+            // If it panicked, it has said so; log and state are closed in order all the same.
+            let _ = follower.await;
+        }
         self.group.shutdown().await;
     }
 
-    /// Resolves when this OM can answer: it leads and has applied an entry of its term.
+    /// Resolves when this OM leads and has applied an entry of its term: a sole voter after its replay, a replica of
+    /// several perhaps never.
     pub async fn wait_ready(&self) -> Result<(), Failure> {
-        self.group.wait_leader().await.map_err(|error| error::failure_of(error::of_read(error)))
+        let mut leadership = self.leadership.clone();
+        match leadership.wait_for(|now| now.is_leading).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Failure::new(Status::Retry, "om has stopped")),
+        }
     }
 
     /// Where it stands.
     pub fn status(&self) -> Result<OmStatus, Failure> {
-        let fault = |error| error::failure_of(error::of_store(&error));
+        let fault = |error| self.fault(&error);
+        let memory = self.memory.read().clone();
         let view = self.group.view().map_err(fault)?;
         let leases = prepare::leases(&view).map_err(fault)?;
         let (deletion_backlog_blocks, deletion_oldest_ms) =
@@ -137,7 +166,7 @@ impl Om {
             deletion_backlog_blocks,
             deletion_oldest_ms,
             queued_work: worker::queued_work(&view).map_err(fault)?,
-            awaited: self.memory.awaited(),
+            awaited: memory.awaited(),
             workers: self.workers.status(),
         })
     }
@@ -151,46 +180,104 @@ impl Om {
         &self.config
     }
 
-    pub(crate) fn group(&self) -> &Group<OmState> {
-        &self.group
-    }
-
-    pub(crate) fn memory(&self) -> &Arc<LeaderMemory> {
-        &self.memory
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    pub(crate) fn is_leader(&self) -> bool {
-        self.group.status().is_leader
+    /// What the leader of `term` knows; nothing if the term is new.
+    pub(crate) fn memory_of(&self, term: u64) -> Arc<LeaderMemory> {
+        let known = self.memory.read().clone();
+        if known.term() == term {
+            return known;
+        }
+        let mut memory = self.memory.write();
+        // A late look at an earlier term must not wipe what the later one has learnt.
+        if memory.term() < term {
+            *memory = Arc::new(new_memory(term, &self.scm, &self.config));
+        }
+        memory.clone()
     }
 
-    /// OM's number of the grant it is asking for.
-    pub(crate) fn grant_request(&self, replication: Replication) -> u64 {
-        *self.grants.lock().entry(replication).or_insert_with(wire::random::u64)
+    /// The leader's memory, if this replica leads.
+    pub(crate) fn leading(&self) -> Result<Arc<LeaderMemory>, Failure> {
+        let Leadership { term, is_leading, leader } = *self.leadership.borrow();
+        if is_leading { Ok(self.memory_of(term)) } else { Err(self.not_leader(leader)) }
     }
 
-    /// The grant is logged: the next one has another number.
-    pub(crate) fn grant_done(&self, replication: Replication) {
-        self.grants.lock().remove(&replication);
+    fn not_leader(&self, leader: Option<u64>) -> Failure {
+        Failure::not_leader(leader.and_then(|leader| self.address_of(leader)))
     }
 
-    fn touch(&self, session: SessionId) {
-        self.heard.lock().insert(session, clock::steady_ns() / 1_000_000);
+    fn address_of(&self, raft_id: u64) -> Option<HostPort> {
+        self.group.member(raft_id).map(|member| member.address)
     }
 
-    /// Of the sessions in state, those that were silent for too long. One that this leader never heard of starts now.
-    pub(crate) fn silent_sessions(&self, sessions: &[SessionId]) -> Vec<SessionId> {
-        let now_ms = clock::steady_ns() / 1_000_000;
-        let mut heard = self.heard.lock();
-        let in_state: BTreeSet<SessionId> = sessions.iter().copied().collect();
-        heard.retain(|session, _| in_state.contains(session));
-        let is_silent = |session: &SessionId| {
-            now_ms - *heard.entry(*session).or_insert(now_ms) > self.config.session_silence_ms
-        };
-        sessions.iter().copied().filter(is_silent).collect()
+    /// Only what was freed or queued before this is out of readers' sight.
+    pub(crate) fn grace_begins_ms(&self) -> u64 {
+        if wire::planted::is_on("gc_without_grace") {
+            return u64::MAX;
+        }
+        clock::now_ms().saturating_sub(self.config.delete_grace_ms)
+    }
+
+    /// Rows that could not be read, for a worker.
+    pub(crate) fn fault(&self, error: &StoreError) -> Failure {
+        error::failure_of(self.store_error(error))
+    }
+
+    /// Damaged rows that a worker met and passes over. A replica with peers does not come back from it.
+    pub(crate) fn count_damaged(&self, memory: &LeaderMemory, table: Table, row_keys: &[Vec<u8>]) {
+        for row_key in row_keys {
+            let error = StoreError::Corrupt { table: table.name(), row_key: row_key.clone() };
+            self.stop_if_damaged(&error);
+            if memory.give_up(table.name(), row_key) {
+                tracing::error!(%error, "a worker passes over a damaged row");
+                self.metrics.damaged_rows.set(memory.given_up() as f64);
+            }
+        }
+    }
+
+    /// A replica with peers that has a damaged row stops and is rebuilt: answers from the others are right.
+    fn stop_if_damaged(&self, error: &StoreError) {
+        if matches!(error, StoreError::Corrupt { .. }) && self.has_peers() {
+            tracing::error!(%error, "a row of this replica is damaged: it stops; let it rejoin under a new raft id");
+            platform::abort::abort("a row of om's state is damaged");
+        }
+    }
+
+    fn has_peers(&self) -> bool {
+        self.group.info().members.iter().filter(|member| member.role == MemberRole::Voter).count() > 1
+    }
+
+    fn store_error(&self, error: &StoreError) -> CallError {
+        self.stop_if_damaged(error);
+        error::of_store(error)
+    }
+
+    fn stop_error(&self, stop: Stop) -> CallError {
+        match stop {
+            Stop::Reject(rejection) => rejection.into(),
+            Stop::Fault(error) => self.store_error(&error),
+        }
+    }
+
+    fn read_error(&self, error: ReadError) -> CallError {
+        match error {
+            ReadError::NotLeader { hint } => self.not_leader(hint).into(),
+            ReadError::Store(error) => self.store_error(&error),
+            error => Failure::new(Status::Retry, error.to_string()).into(),
+        }
+    }
+
+    fn propose_error(&self, error: ProposeError) -> CallError {
+        match error {
+            ProposeError::NotLeader { hint } => self.not_leader(hint).into(),
+            error => error::of_propose(&error),
+        }
     }
 
     pub(crate) async fn propose(&self, command: impl Into<Command>) -> Result<Reply, CallError> {
@@ -205,7 +292,8 @@ impl Om {
         let started_ns = clock::steady_ns();
         let bytes = command.encode(clock::now_ms());
         drop(command);
-        let reply = self.group.propose_with(bytes, priority).await.map_err(error::of_propose)?;
+        let reply = self.group.propose_with(bytes, priority).await;
+        let reply = reply.map_err(|error| self.propose_error(error))?;
         self.metrics.command_seconds.record((clock::steady_ns() - started_ns) as f64 / 1e9);
         match reply {
             Reply::Rejected(rejection) => Err(rejection.into()),
@@ -213,8 +301,14 @@ impl Om {
         }
     }
 
-    async fn view(&self) -> Result<Arc<ReadView>, CallError> {
-        self.group.read().await.map_err(error::of_read)
+    /// A linearizable view.
+    pub(crate) async fn view(&self) -> Result<Arc<ReadView>, CallError> {
+        self.group.read().await.map_err(|error| self.read_error(error))
+    }
+
+    /// What this replica has applied: for workers, whose commands are judged again in apply.
+    pub(crate) fn applied_view(&self) -> Result<ReadView, Failure> {
+        self.group.view().map_err(|error| self.fault(&error))
     }
 
     /// A read of many rows, away from the reactor.
@@ -225,70 +319,149 @@ impl Om {
     ) -> Result<T, CallError> {
         let view = self.view().await?;
         if is_short {
-            return read(&view).map_err(error::of_stop);
+            return read(&view).map_err(|stop| self.stop_error(stop));
         }
-        let outcome = tokio::task::spawn_blocking(move || read(&view)).await;
-        outcome.map_err(|_| Failure::new(Status::Internal, "a read has died"))?.map_err(error::of_stop)
+        let outcome = task::spawn_blocking(move || read(&view)).await;
+        outcome
+            .map_err(|_| Failure::new(Status::Internal, "a read has died"))?
+            .map_err(|stop| self.stop_error(stop))
     }
 
-    async fn renew(&self, request: RenewSession) -> Result<(), CallError> {
+    async fn check_session(&self, session: SessionId) -> Result<(), CallError> {
         let view = self.view().await?;
         let row: Option<SessionRow> =
-            view.row(SESSION, &request.session.to_be_bytes()).map_err(|error| error::of_store(&error))?;
-        if row.is_none_or(|row| row.is_ended) {
-            return Err(Rejection::SessionEnded.into());
-        }
-        self.touch(request.session);
+            view.row(SESSION, &session.to_be_bytes()).map_err(|error| self.store_error(&error))?;
+        if row.is_none_or(|row| row.is_ended) { Err(Rejection::SessionEnded.into()) } else { Ok(()) }
+    }
+
+    async fn renew(&self, memory: &LeaderMemory, request: RenewSession) -> Result<(), CallError> {
+        self.check_session(request.session).await?;
+        memory.touch(request.session);
         Ok(())
     }
 
-    async fn take_loan(&self, request: TakeLoan) -> Result<Loan, CallError> {
+    async fn take_loan(&self, memory: &LeaderMemory, request: TakeLoan) -> Result<Loan, CallError> {
         let avoid: BTreeSet<_> = request.avoid.iter().copied().collect();
-        let mut changed = self.memory.subscribe();
+        let avoid_datanodes: BTreeSet<_> = request.avoid_datanodes.iter().copied().collect();
+        if !avoid_datanodes.is_empty()
+            && let Some(lease) =
+                self.lease_around(memory, request.replication, &avoid, &avoid_datanodes).await?
+            && let Some(loan) = self.lend(memory, &request, lease).await?
+        {
+            return Ok(loan);
+        }
+        let mut changed = memory.subscribe();
         let patience = tokio::time::sleep(LEASE_WAIT);
         tokio::pin!(patience);
         loop {
             changed.borrow_and_update();
-            let view = self.view().await?;
-            let lease = prepare::choose_lease(&view, request.replication, &avoid, wire::random::u64());
-            drop(view);
-            if let Some(lease) = lease.map_err(|error| error::of_store(&error))?
-                && self.memory.check_token_keys().is_ok()
+            if let Some(lease) = self.choose_lease(request.replication, &avoid, &BTreeSet::new()).await?
+                && memory.check_token_keys().is_ok()
             {
-                let command = command::TakeLoan { context: request.context, lease, count: request.count };
-                match self.propose(command).await? {
-                    Reply::Lent(lent) => {
-                        let token = self.memory.write_token(&lent, request.context.session)?;
-                        return Ok(Loan {
-                            id: lent.id,
-                            container: lent.container,
-                            generation: lent.generation,
-                            first: lent.first,
-                            count: lent.count,
-                            pipeline: lent.pipeline,
-                            token,
-                        });
-                    }
+                match self.lend(memory, &request, lease).await? {
+                    Some(loan) => return Ok(loan),
                     // Another gateway took the last ids: choose again.
-                    Reply::LeaseExhausted => continue,
-                    _ => return Err(unexpected()),
+                    None => continue,
                 }
             }
-            self.memory.want(request.replication, &avoid);
+            memory.want(request.replication, &avoid);
             tokio::select! {
+                biased;
                 _ = changed.changed() => {}
-                () = &mut patience => return Err(self.no_lease(request.replication).into()),
+                () = &mut patience => return Err(no_lease(memory, request.replication).into()),
             }
         }
     }
 
-    fn no_lease(&self, replication: Replication) -> Failure {
-        let why = match (self.memory.awaited(), self.memory.check_token_keys()) {
-            (Some(awaited), _) => awaited,
-            (None, Err(failure)) => failure.message,
-            (None, Ok(())) => "scm has granted none yet".to_owned(),
-        };
-        Failure::new(Status::Retry, format!("a lease of block ids for {replication:?} is awaited: {why}"))
+    async fn choose_lease(
+        &self,
+        replication: Replication,
+        avoid: &BTreeSet<ContainerId>,
+        avoid_datanodes: &BTreeSet<DatanodeId>,
+    ) -> Result<Option<LeaseId>, CallError> {
+        let view = self.view().await?;
+        let leases = prepare::leases(&view).map_err(|error| self.store_error(&error))?;
+        let wanted = prepare::Wanted { replication, avoid, avoid_datanodes };
+        Ok(prepare::choose_lease(&leases, &wanted, wire::random::u64()))
+    }
+
+    /// A lease in a pipeline without these datanodes, if there is or can soon be one.
+    async fn lease_around(
+        &self,
+        memory: &LeaderMemory,
+        replication: Replication,
+        avoid: &BTreeSet<ContainerId>,
+        avoid_datanodes: &BTreeSet<DatanodeId>,
+    ) -> Result<Option<LeaseId>, CallError> {
+        if let Some(lease) = self.choose_lease(replication, avoid, avoid_datanodes).await? {
+            return Ok(Some(lease));
+        }
+        if !memory.may_ask_around(replication) {
+            return Ok(None);
+        }
+        let asked = worker::lease_around(self, memory, replication, avoid, avoid_datanodes);
+        match tokio::time::timeout(AROUND_WAIT, asked).await {
+            Ok(Ok(lease)) => Ok(lease),
+            Ok(Err(failure)) => {
+                tracing::debug!(%failure, "no lease around failed datanodes");
+                Ok(None)
+            }
+            // Granted perhaps, and not logged: the keeper gives it back.
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Lends from a lease. None if it has no ids left.
+    async fn lend(
+        &self,
+        memory: &LeaderMemory,
+        request: &TakeLoan,
+        lease: LeaseId,
+    ) -> Result<Option<Loan>, CallError> {
+        let command = command::TakeLoan { context: request.context, lease, count: request.count };
+        match self.propose(command).await? {
+            Reply::Lent(lent) => {
+                let token = memory.write_token(&lent, request.context.session)?;
+                Ok(Some(Loan {
+                    id: lent.id,
+                    container: lent.container,
+                    generation: lent.generation,
+                    first: lent.first,
+                    count: lent.count,
+                    pipeline: lent.pipeline,
+                    token,
+                }))
+            }
+            Reply::LeaseExhausted => Ok(None),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// OM itself keeps nothing about replicas: SCM decides and logs. Loans that are out there keep their ids, since blocks
+    /// that the remaining members acknowledged may be committed; no new loan comes from that container.
+    async fn degrade_blocks(
+        &self,
+        memory: &LeaderMemory,
+        request: DegradeBlocks,
+    ) -> Result<Degraded, CallError> {
+        self.check_session(request.session).await?;
+        let DegradeBlocks { container, generation, acknowledged, failed, .. } = request;
+        let degraded = memory.call(DegradeContainer { container, generation, acknowledged, failed }).await?;
+        memory.forget_location(container);
+        if degraded == Degraded::Accepted {
+            let leases = prepare::leases(&self.applied_view()?).map_err(|error| self.store_error(&error))?;
+            let open = leases.iter().filter(|(_, row)| row.container == container && !row.is_ended);
+            let leases: Vec<LeaseId> = open.map(|(id, _)| *id).collect();
+            if !leases.is_empty() {
+                tracing::info!(%container, ?leases, "leases end: replicas of their container were left out");
+                // What SCM has accepted stands even if this is not logged: the next comparison ends the leases.
+                if let Err(error) = self.propose_freeing(command::EndLeases { leases }).await {
+                    tracing::info!(%container, %error, "the leases of a degraded container are not ended yet");
+                }
+            }
+            memory.wanted.notify_one();
+        }
+        Ok(degraded)
     }
 
     async fn put_user(&self, request: PutUser) -> Result<(), CallError> {
@@ -302,7 +475,7 @@ impl Om {
                 }
             }
             Err(Stop::Reject(_)) => {}
-            Err(stop) => return Err(error::of_stop(stop)),
+            Err(stop) => return Err(self.stop_error(stop)),
         }
         drop(view);
         let nonce = wire::random::array();
@@ -315,7 +488,7 @@ impl Om {
         loop {
             let view = self.view().await?;
             let others = access::others(view.as_ref(), &request.access_keys);
-            if others.map_err(|error| error::of_store(&error))?.is_empty() {
+            if others.map_err(|error| self.store_error(&error))?.is_empty() {
                 return Ok(());
             }
             drop(view);
@@ -327,8 +500,8 @@ impl Om {
     /// The secret of an access key, its user, and the access version it was read at.
     async fn secret(&self, access_key: &str) -> Result<(Zeroizing<String>, UserInfo, u64), CallError> {
         let view = self.view().await?;
-        let (row, user) = access::get(view.as_ref(), access_key).map_err(error::of_stop)?;
-        let access_version = view.access_version().map_err(|error| error::of_store(&error))?;
+        let (row, user) = access::get(view.as_ref(), access_key).map_err(|stop| self.stop_error(stop))?;
+        let access_version = view.access_version().map_err(|error| self.store_error(&error))?;
         let secret = self.sealer.open(access_key, &row).ok_or_else(|| {
             Failure::new(Status::Internal, "the access key is sealed under another cluster key")
         })?;
@@ -346,62 +519,63 @@ impl Om {
         Ok(SignedV2 { user, signature: seal::sign_v2(&secret, &request.string_to_sign), access_version })
     }
 
-    async fn lookup_key(&self, request: LookupKey) -> Result<KeyFound, CallError> {
+    async fn lookup_key(&self, memory: &LeaderMemory, request: LookupKey) -> Result<KeyFound, CallError> {
         let view = self.view().await?;
-        let bucket = check(&view, &request.bucket).map_err(error::of_stop)?;
-        let row = key::get(view.as_ref(), bucket, &request.key).map_err(|error| error::of_store(&error))?;
+        let bucket = check(&view, &request.bucket).map_err(|stop| self.stop_error(stop))?;
+        let row = key::get(view.as_ref(), bucket, &request.key).map_err(|error| self.store_error(&error))?;
         let (info, data) = row.ok_or(Rejection::NoSuchKey)?.into_info();
         let page = match request.layout_from {
             None => None,
             Some(from) => layout::page(view.as_ref(), info.write_id, &data, from, LAYOUT_PAGE_ENTRIES_MAX)
-                .map_err(|error| error::of_store(&error))?,
+                .map_err(|error| self.store_error(&error))?,
         };
         drop(view);
         let layout = match page {
             None => None,
-            Some((start, entries)) => Some(self.layout_page(start, entries).await?),
+            Some((start, entries)) => Some(layout_page(memory, start, entries).await?),
         };
         Ok(KeyFound { info, layout, read_index: 0 })
     }
 
-    async fn get_layout(&self, request: GetLayout) -> Result<LayoutPage, CallError> {
+    async fn get_layout(&self, memory: &LeaderMemory, request: GetLayout) -> Result<LayoutPage, CallError> {
         let view = self.view().await?;
-        check(&view, &request.bucket).map_err(error::of_stop)?;
+        check(&view, &request.bucket).map_err(|stop| self.stop_error(stop))?;
         let page =
             layout::layout_page(view.as_ref(), request.write_id, request.from, LAYOUT_PAGE_ENTRIES_MAX);
         drop(view);
-        let (start, entries) = page.map_err(|error| error::of_store(&error))?.ok_or(Rejection::NoSuchKey)?;
-        self.layout_page(start, entries).await
+        let (start, entries) = page.map_err(|error| self.store_error(&error))?.ok_or(Rejection::NoSuchKey)?;
+        layout_page(memory, start, entries).await
     }
 
-    async fn layout_page(&self, start: u64, entries: Vec<BlockEntry>) -> Result<LayoutPage, CallError> {
-        self.memory.wait_token_keys().await?;
-        let tokens = self.memory.read_tokens(&entries)?;
-        let locations = self.memory.locate(&entries).await?;
-        Ok(LayoutPage { start, entries, tokens, locations })
-    }
-
-    async fn answer(&self, request: OmRequest) -> Result<OmReply, CallError> {
+    async fn answer(&self, memory: &LeaderMemory, request: OmRequest) -> Result<OmReply, CallError> {
         use OmRequest as Q;
         match request {
             Q::OpenSession(request) => {
                 match self.propose(command::OpenSession { nonce: request.nonce }).await? {
                     Reply::Session(session) => {
-                        self.touch(session);
+                        memory.touch(session);
                         Ok(OmReply::OpenSession(session))
                     }
                     _ => Err(unexpected()),
                 }
             }
-            Q::RenewSession(request) => self.renew(request).await.map(OmReply::RenewSession),
+            Q::RenewSession(request) => self.renew(memory, request).await.map(OmReply::RenewSession),
             Q::EndSession(request) => {
                 self.propose_freeing(command::EndSession { session: request.session }).await?;
                 Ok(OmReply::EndSession(()))
             }
-            Q::TakeLoan(request) => self.take_loan(request).await.map(OmReply::TakeLoan),
+            Q::TakeLoan(request) => self.take_loan(memory, request).await.map(OmReply::TakeLoan),
             Q::ReleaseBlocks(request) => {
                 self.propose_freeing(request).await?;
                 Ok(OmReply::ReleaseBlocks(()))
+            }
+            Q::DegradeBlocks(request) => {
+                self.degrade_blocks(memory, request).await.map(OmReply::DegradeBlocks)
+            }
+            Q::RefreshLocations(request) => {
+                // A view, so that a leader that was deposed does not answer from what it once knew.
+                drop(self.view().await?);
+                Ok(OmReply::RefreshLocations(memory.ask_locations(&request.containers).await?))
             }
             Q::PutUser(request) => self.put_user(request).await.map(OmReply::PutUser),
             Q::RetainAccessKeys(request) => {
@@ -409,11 +583,15 @@ impl Om {
             }
             Q::GetSigningKey(request) => self.signing_key(request).await.map(OmReply::GetSigningKey),
             Q::SignV2(request) => self.sign_v2(request).await.map(OmReply::SignV2),
-            request => self.answer_namespace(request).await,
+            request => self.answer_namespace(memory, request).await,
         }
     }
 
-    async fn answer_namespace(&self, request: OmRequest) -> Result<OmReply, CallError> {
+    async fn answer_namespace(
+        &self,
+        memory: &LeaderMemory,
+        request: OmRequest,
+    ) -> Result<OmReply, CallError> {
         use OmRequest as Q;
         match request {
             Q::CreateBucket(request) => match self.propose(request).await? {
@@ -422,7 +600,8 @@ impl Om {
             },
             Q::GetBucket(request) => {
                 let view = self.view().await?;
-                let bucket = bucket::get(view.as_ref(), &request.name).map_err(error::of_stop)?;
+                let bucket =
+                    bucket::get(view.as_ref(), &request.name).map_err(|stop| self.stop_error(stop))?;
                 Ok(OmReply::GetBucket(bucket))
             }
             Q::DeleteBucket(request) => {
@@ -438,8 +617,8 @@ impl Om {
                 Reply::Committed(committed) => Ok(OmReply::CommitKey(committed)),
                 _ => Err(unexpected()),
             },
-            Q::LookupKey(request) => self.lookup_key(request).await.map(OmReply::LookupKey),
-            Q::GetLayout(request) => self.get_layout(request).await.map(OmReply::GetLayout),
+            Q::LookupKey(request) => self.lookup_key(memory, request).await.map(OmReply::LookupKey),
+            Q::GetLayout(request) => self.get_layout(memory, request).await.map(OmReply::GetLayout),
             Q::DeleteKeys(request) => match self.propose_freeing(request).await? {
                 Reply::Deleted(deleted) => Ok(OmReply::DeleteKeys(deleted)),
                 _ => Err(unexpected()),
@@ -469,9 +648,9 @@ impl Om {
             },
             Q::GetUpload(request) => {
                 let view = self.view().await?;
-                let bucket = check(&view, &request.bucket).map_err(error::of_stop)?;
+                let bucket = check(&view, &request.bucket).map_err(|stop| self.stop_error(stop))?;
                 let row = multipart::get(view.as_ref(), bucket, &request.key, request.upload);
-                Ok(OmReply::GetUpload(row.map_err(error::of_stop)?.info(request.upload)))
+                Ok(OmReply::GetUpload(row.map_err(|stop| self.stop_error(stop))?.info(request.upload)))
             }
             Q::CommitPart(request) => match self.propose(request).await? {
                 Reply::Committed(committed) => Ok(OmReply::CommitPart(committed)),
@@ -509,6 +688,30 @@ impl Om {
     }
 }
 
+fn new_memory(term: u64, scm: &Arc<dyn ScmService>, config: &OmConfig) -> LeaderMemory {
+    LeaderMemory::new(term, scm.clone(), &config.replications, config.block_bytes_max)
+}
+
+async fn layout_page(
+    memory: &LeaderMemory,
+    start: u64,
+    entries: Vec<BlockEntry>,
+) -> Result<LayoutPage, CallError> {
+    memory.wait_token_keys().await?;
+    let tokens = memory.read_tokens(&entries)?;
+    let locations = memory.locate(&entries).await?;
+    Ok(LayoutPage { start, entries, tokens, locations })
+}
+
+fn no_lease(memory: &LeaderMemory, replication: Replication) -> Failure {
+    let why = match (memory.awaited_of(replication), memory.check_token_keys()) {
+        (Some(awaited), _) => awaited,
+        (None, Err(failure)) => failure.message,
+        (None, Ok(())) => "scm has granted none yet".to_owned(),
+    };
+    Failure::new(Status::Retry, format!("a lease of block ids for {replication:?} is awaited: {why}"))
+}
+
 fn check(view: &ReadView, bucket: &BucketRef) -> Result<wire::ids::BucketId, Stop> {
     bucket::check(view, view.access_version()?, bucket)
 }
@@ -542,10 +745,14 @@ impl OmService for Om {
     async fn handle(&self, mut request: OmRequest) -> Result<OmReply, CallError> {
         self.metrics.count_request(request.name());
         prepare::validate(&mut request)?;
-        if let Some(write_id) = session_of(&request) {
-            self.touch(write_id.session);
+        if let OmRequest::GetGroup(_) = request {
+            return Ok(OmReply::GetGroup(self.group.info()));
         }
-        let outcome = self.answer(request).await;
+        let memory = self.leading()?;
+        if let Some(write_id) = session_of(&request) {
+            memory.touch(write_id.session);
+        }
+        let outcome = self.answer(&memory, request).await;
         match &outcome {
             Ok(_) => {}
             Err(CallError::Rejected(_)) => self.metrics.rejections.increment(1),

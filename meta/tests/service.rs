@@ -9,13 +9,17 @@ use client::service::CallError;
 use meta::OmConfig;
 use support::{FakeScm, Rig, config, entry, key, until, user};
 use tempfile::TempDir;
-use wire::block::{BlockOperation, Replication, TokenKey};
-use wire::checksum::Etag;
-use wire::om::{
-    CompleteUpload, CompletedPart, CopyKey, DeleteBucket, DeleteKeys, EndSession, GetBucket, GetLayout,
-    GetSigningKey, ListItem, ListKeys, ListParts, PutUser, Rejection, RenewSession, RetainAccessKeys, Secret,
-    SignV2, StorageClass, TakeLoan, WriteCondition,
+use wire::block::{
+    BlockOperation, ContainerLocation, DatanodeAddress, ReplicaLocation, Replication, TokenKey,
 };
+use wire::checksum::Etag;
+use wire::ids::DatanodeId;
+use wire::om::{
+    CompleteUpload, CompletedPart, CopyKey, DegradeBlocks, DeleteBucket, DeleteKeys, EndSession, GetBucket,
+    GetLayout, GetSigningKey, ListItem, ListKeys, ListParts, PutUser, RefreshLocations, Rejection,
+    RenewSession, RetainAccessKeys, Secret, SignV2, StorageClass, TakeLoan, WriteCondition,
+};
+use wire::scm::Degraded;
 use wire::status::Status;
 
 fn rejected<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> Rejection {
@@ -328,5 +332,97 @@ async fn silence_age_and_time_end_sessions_loans_and_completed_uploads() {
     let late = CompleteUpload { context: rig.context(), ..complete };
     assert_eq!(rejected(rig.call(late).await), Rejection::SessionEnded);
     assert!(rig.call(Rig::lookup(&bucket, "k")).await.is_ok());
+    rig.om.shutdown().await;
+}
+
+fn datanode(number: u128) -> DatanodeId {
+    DatanodeId(uuid::Uuid::from_u128(number))
+}
+
+#[tokio::test]
+async fn a_degraded_container_lends_no_more_and_its_loans_still_commit() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(8).await;
+    let degrade = DegradeBlocks {
+        session: rig.session,
+        container: loan.container,
+        generation: loan.generation,
+        acknowledged: Vec::new(),
+        failed: vec![datanode(1)],
+    };
+    assert_eq!(rig.call(degrade.clone()).await.unwrap(), Degraded::Refused);
+    assert_eq!(rig.loan(1).await.container, loan.container);
+    let degrade = DegradeBlocks { acknowledged: vec![datanode(2), datanode(3)], ..degrade };
+    // A repeat is answered as the first was.
+    for _ in 0..2 {
+        assert_eq!(rig.call(degrade.clone()).await.unwrap(), Degraded::Accepted);
+    }
+    assert_eq!(scm.state.lock().degraded, [loan.container, loan.container]);
+    assert_ne!(rig.loan(1).await.container, loan.container);
+    rig.put(&bucket, "k", vec![entry(&loan, 0, 10)]).await;
+    rig.call(EndSession { session: rig.session }).await.unwrap();
+    assert_eq!(rejected(rig.call(degrade).await), Rejection::SessionEnded);
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_loan_goes_around_failed_datanodes_if_it_can() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    scm.state.lock().datanodes = vec![datanode(1), datanode(2)];
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let mut around = async |avoid: &[DatanodeId]| {
+        let request = TakeLoan {
+            context: rig.context(),
+            replication: Replication::One,
+            count: 1,
+            avoid: Vec::new(),
+            avoid_datanodes: avoid.to_vec(),
+        };
+        rig.call(request).await.unwrap().pipeline.members[0].id
+    };
+    assert_eq!(around(&[]).await, datanode(1));
+    assert_eq!(around(&[datanode(1)]).await, datanode(2));
+    assert_eq!(around(&[datanode(2)]).await, datanode(1));
+    let granted = scm.state.lock().leases.len();
+    // There is none without both: any serves, and SCM is asked once and then left alone.
+    for _ in 0..5 {
+        around(&[datanode(1), datanode(2)]).await;
+    }
+    assert_eq!(scm.state.lock().leases.len(), granted + 1);
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn locations_are_remembered_until_a_reader_asks_anew() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(8).await;
+    rig.put(&bucket, "k", vec![entry(&loan, 0, 10)]).await;
+    let at = |number| ContainerLocation {
+        container: loan.container,
+        replicas: vec![ReplicaLocation {
+            datanode: DatanodeAddress { id: datanode(number), address: None },
+            generation: loan.generation,
+        }],
+    };
+    let read = async |rig: &Rig| rig.call(Rig::lookup(&bucket, "k")).await.unwrap().layout.unwrap().locations;
+    // The open lease says where it is.
+    assert_eq!(read(&rig).await[0].replicas[0].datanode.id, DatanodeId::default());
+    assert_eq!(scm.state.lock().located, 0);
+    scm.state.lock().locations.insert(loan.container, at(5));
+    let refresh = RefreshLocations { containers: vec![loan.container] };
+    assert_eq!(rig.call(refresh.clone()).await.unwrap(), [at(5)]);
+    assert_eq!(read(&rig).await, [at(5)]);
+    scm.state.lock().locations.insert(loan.container, at(6));
+    assert_eq!(read(&rig).await, [at(5)]);
+    assert_eq!(rig.call(refresh).await.unwrap(), [at(6)]);
+    assert_eq!(read(&rig).await, [at(6)]);
+    assert_eq!(scm.state.lock().located, 2);
     rig.om.shutdown().await;
 }

@@ -8,10 +8,12 @@
 //! ```
 //!
 //! Which rows belong to a batch is logged before SCM hears of it, so a repeat after a crash has the same blocks under
-//! the same number, and SCM may answer it without looking.
+//! the same number, and SCM may answer it without looking. A damaged row of `deleted`, or of a block in a batch, is named by
+//! the leader of a sole voter and left where it is: apply never decides by what this replica alone cannot read.
 //!
 //! Not here: the grace (a setting of the leader, so it travels in the command).
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use consensus::{Rows, StoreError};
@@ -19,12 +21,12 @@ use serde_bytes::ByteBuf;
 use wire::block::BlockEntry;
 use wire::ids::{BlockId, WriteId};
 
-use crate::command::BeginHandover;
+use crate::command::{BeginHandover, FinishHandover};
 use crate::schema::{
     BLOCK, BlockRow, BlockState, DELETED, Data, DeletedRow, HandoverRow, META, META_HANDOVER,
     META_HANDOVER_BATCH, Work, decode,
 };
-use crate::state::{Reply, RowsExt, Txn, block, work};
+use crate::state::{Reply, RowsExt, Txn, after, block, work};
 
 /// Blocks of one batch at most: each is two rows of the command that finishes it.
 pub(crate) const HANDOVER_BLOCKS_MAX: u32 = 240;
@@ -72,7 +74,7 @@ pub(crate) fn begin_handover(txn: &mut Txn<'_, '_>, command: &BeginHandover) -> 
         return Ok(Reply::Handover(Some(row)));
     }
     let count_max = command.count_max.min(HANDOVER_BLOCKS_MAX) as usize;
-    let due = txn.rows::<DeletedRow>(DELETED, &[], None, count_max)?;
+    let due = rows_but(txn, None, &command.skip, count_max)?;
     let Some((last, _)) = due.iter().take_while(|(_, row)| row.freed_ms < command.freed_before_ms).last()
     else {
         return Ok(Reply::Handover(None));
@@ -84,25 +86,69 @@ pub(crate) fn begin_handover(txn: &mut Txn<'_, '_>, command: &BeginHandover) -> 
     Ok(Reply::Handover(Some(row)))
 }
 
-/// The blocks of a batch.
-pub(crate) fn handover_blocks(rows: &impl Rows, handover: &HandoverRow) -> Result<Vec<BlockId>, StoreError> {
-    Ok(handover_rows(rows, handover)?.into_iter().map(|(_, row)| row.block).collect())
+/// Rows of `deleted` before `end`, without those that the leader found damaged: they are not even looked at.
+fn rows_but(
+    rows: &impl Rows,
+    end: Option<&[u8]>,
+    skip: &[ByteBuf],
+    count_max: usize,
+) -> Result<Vec<(Vec<u8>, DeletedRow)>, StoreError> {
+    let mut found = Vec::new();
+    let mut from: Vec<u8> = Vec::new();
+    let skip: BTreeSet<&[u8]> = skip.iter().map(|row_key| row_key.as_slice()).collect();
+    for to in skip.into_iter().map(Some).chain([None]) {
+        let bound = match (to, end) {
+            (Some(to), Some(end)) => Some(to.min(end)),
+            (to, end) => to.or(end),
+        };
+        found.extend(rows.rows(DELETED, &from, bound, count_max - found.len())?);
+        from = to.map_or_else(Vec::new, after);
+    }
+    Ok(found)
 }
 
-fn handover_rows(rows: &impl Rows, handover: &HandoverRow) -> Result<Vec<(Vec<u8>, DeletedRow)>, StoreError> {
-    let end = [handover.last.as_slice(), &[0]].concat();
-    rows.rows(DELETED, &[], Some(&end), HANDOVER_BLOCKS_MAX as usize)
+fn end_of_batch(handover: &HandoverRow) -> Vec<u8> {
+    after(&handover.last)
 }
 
-/// SCM has logged the batch: queue and block rows go.
-pub(crate) fn finish_handover(txn: &mut Txn<'_, '_>, batch: u64) -> Result<Reply, StoreError> {
-    let Some(handover) = txn.row::<HandoverRow>(META, META_HANDOVER)?.filter(|row| row.batch == batch) else {
-        return Ok(Reply::Worked(0));
-    };
-    let rows = handover_rows(txn, &handover)?;
+/// A batch as the leader reads it.
+pub(crate) struct Batch {
+    /// Its blocks.
+    pub(crate) blocks: Vec<BlockId>,
+    /// Rows of `deleted` in it that cannot be read.
+    pub(crate) damaged_rows: Vec<Vec<u8>>,
+    /// Blocks in it whose own row cannot be read.
+    pub(crate) damaged_blocks: Vec<BlockId>,
+}
+
+/// Reads a batch.
+pub(crate) fn read_batch(rows: &impl Rows, handover: &HandoverRow) -> Result<Batch, StoreError> {
+    let end = end_of_batch(handover);
+    let readable =
+        rows.readable_rows::<DeletedRow>(DELETED, &[], Some(&end), HANDOVER_BLOCKS_MAX as usize)?;
+    let blocks: Vec<BlockId> = readable.rows.into_iter().map(|(_, row)| row.block).collect();
+    let mut damaged_blocks = Vec::new();
+    for block in &blocks {
+        match rows.row::<BlockRow>(BLOCK, &block.to_row_key()) {
+            Ok(_) => {}
+            Err(StoreError::Corrupt { .. }) => damaged_blocks.push(*block),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Batch { blocks, damaged_rows: readable.damaged, damaged_blocks })
+}
+
+/// SCM has logged the batch: queue and block rows go. What the leader found damaged stays where it is.
+pub(crate) fn finish_handover(txn: &mut Txn<'_, '_>, command: &FinishHandover) -> Result<Reply, StoreError> {
+    let handover = txn.row::<HandoverRow>(META, META_HANDOVER)?.filter(|row| row.batch == command.batch);
+    let Some(handover) = handover else { return Ok(Reply::Worked(0)) };
+    let end = end_of_batch(&handover);
+    let rows = rows_but(txn, Some(&end), &command.skip, HANDOVER_BLOCKS_MAX as usize)?;
     for (row_key, row) in &rows {
         let block_key = row.block.to_row_key();
-        if txn.row::<BlockRow>(BLOCK, &block_key)?.is_some_and(|row| row.state == BlockState::Freed) {
+        if !command.skip_blocks.contains(&row.block)
+            && txn.row::<BlockRow>(BLOCK, &block_key)?.is_some_and(|row| row.state == BlockState::Freed)
+        {
             txn.delete(BLOCK, &block_key)?;
         }
         txn.delete(DELETED, row_key)?;
@@ -115,25 +161,23 @@ pub(crate) fn finish_handover(txn: &mut Txn<'_, '_>, batch: u64) -> Result<Reply
 pub(crate) fn backlog(rows: &impl Rows, count_max: usize) -> Result<(usize, Option<u64>), StoreError> {
     let mut count = 0;
     let mut oldest_ms = None;
-    let mut fault = None;
-    rows.scan(DELETED, &[], None, &mut |row_key, value| {
+    rows.scan_readable(DELETED, &[], None, &mut |row_key, value| {
         if oldest_ms.is_none() {
-            match decode::<DeletedRow>(DELETED, row_key, value) {
-                Ok(row) => oldest_ms = Some(row.freed_ms),
-                Err(error) => fault = Some(error),
-            }
+            oldest_ms = Some(decode::<DeletedRow>(DELETED, row_key, value)?.freed_ms);
         }
         count += 1;
-        if count >= count_max || fault.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        Ok(if count >= count_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
-    fault.map_or(Ok((count, oldest_ms)), Err)
+    Ok((count, oldest_ms))
 }
 
-/// Whether a batch is under way, or a freed block has waited long enough.
-pub(crate) fn is_due(rows: &impl Rows, freed_before_ms: u64) -> Result<bool, StoreError> {
+/// Whether a batch is under way, or a freed block has waited long enough: then the keys of damaged rows before the end of
+/// the next batch.
+pub(crate) fn due(rows: &impl Rows, freed_before_ms: u64) -> Result<Option<Vec<Vec<u8>>>, StoreError> {
     if rows.contains(META, META_HANDOVER)? {
-        return Ok(true);
+        return Ok(Some(Vec::new()));
     }
-    let oldest = rows.rows::<DeletedRow>(DELETED, &[], None, 1)?.pop();
-    Ok(oldest.is_some_and(|(_, row)| row.freed_ms < freed_before_ms))
+    let next = rows.readable_rows::<DeletedRow>(DELETED, &[], None, HANDOVER_BLOCKS_MAX as usize)?;
+    let is_due = next.rows.first().is_some_and(|(_, row)| row.freed_ms < freed_before_ms);
+    Ok(is_due.then_some(next.damaged))
 }

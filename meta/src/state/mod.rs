@@ -111,6 +111,27 @@ impl From<StoreError> for Stop {
     }
 }
 
+/// Damaged rows that one scan passes over at most.
+pub(crate) const DAMAGED_PASSED_MAX: usize = 240;
+
+/// Rows that could be read.
+pub(crate) struct Readable<T> {
+    /// (row key, decoded row).
+    pub(crate) rows: Vec<(Vec<u8>, T)>,
+    /// Keys of rows in between that could not.
+    pub(crate) damaged: Vec<Vec<u8>>,
+    /// Where to go on; None at the end of the range.
+    pub(crate) next: Option<Vec<u8>>,
+}
+
+/// What [`RowsExt::scan_readable`] calls for each row: (row key, value).
+pub(crate) type TryVisit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError> + 'a;
+
+/// The row key right behind another.
+pub(crate) fn after(row_key: &[u8]) -> Vec<u8> {
+    [row_key, &[0]].concat()
+}
+
 /// Reading decoded rows.
 pub(crate) trait RowsExt: Rows {
     /// The decoded row.
@@ -145,6 +166,56 @@ pub(crate) trait RowsExt: Rows {
             if rows.len() == count_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         fault.map_or(Ok(rows), Err)
+    }
+
+    /// Calls `visit` for the rows of `[from, to)` that can be read, until it breaks; answers with the keys of those that
+    /// cannot, at most [`DAMAGED_PASSED_MAX`]. For the leader's workers under a sole voter, never in apply.
+    fn scan_readable(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: Option<&[u8]>,
+        visit: &mut TryVisit<'_>,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let mut damaged: Vec<Vec<u8>> = Vec::new();
+        let mut from = from.to_vec();
+        loop {
+            let mut fault = None;
+            let scanned = self.scan(table, &from, to, &mut |row_key, value| match visit(row_key, value) {
+                Ok(step) => step,
+                Err(error) => {
+                    fault = Some(error);
+                    ControlFlow::Break(())
+                }
+            });
+            match scanned.and(fault.map_or(Ok(()), Err)) {
+                Ok(()) => return Ok(damaged),
+                Err(StoreError::Corrupt { table: at, row_key })
+                    if at == table.name() && damaged.len() < DAMAGED_PASSED_MAX =>
+                {
+                    from = after(&row_key);
+                    damaged.push(row_key);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// As [`RowsExt::rows`], passing over rows that cannot be read.
+    fn readable_rows<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: Option<&[u8]>,
+        count_max: usize,
+    ) -> Result<Readable<T>, StoreError> {
+        let mut rows: Vec<(Vec<u8>, T)> = Vec::new();
+        let damaged = self.scan_readable(table, from, to, &mut |row_key, value| {
+            rows.push((row_key.to_vec(), decode(table, row_key, value)?));
+            Ok(if rows.len() >= count_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        let next = rows.last().filter(|_| rows.len() >= count_max).map(|(row_key, _)| after(row_key));
+        Ok(Readable { rows, damaged, next })
     }
 
     /// The state's access version.
@@ -298,7 +369,7 @@ fn run(txn: &mut Txn<'_, '_>, command: Command) -> Result<Reply, StoreError> {
         Command::ExpireLoans(body) => loan::expire(txn, &body),
         Command::WorkOff(body) => work::work_off(txn, &body.row_key),
         Command::BeginHandover(body) => deletion::begin_handover(txn, &body),
-        Command::FinishHandover(body) => deletion::finish_handover(txn, body.batch),
+        Command::FinishHandover(body) => deletion::finish_handover(txn, &body),
         Command::ExpireUploads(body) => multipart::expire_completed(txn, &body),
         Command::PutUser(body) => access::put_user(txn, body),
         Command::RetainAccessKeys(body) => access::retain(txn, &body.access_keys),

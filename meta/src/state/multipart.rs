@@ -42,7 +42,7 @@ use crate::state::{
 };
 
 /// Completed uploads that one command forgets at most: two rows each.
-const EXPIRED_AT_ONCE_MAX: u32 = 100;
+pub(crate) const UPLOADS_EXPIRED_MAX: usize = 100;
 
 /// An upload in progress or completed.
 fn any(rows: &impl Rows, bucket: BucketId, key: &KeyName, upload: WriteId) -> Result<UploadRow, Stop> {
@@ -362,14 +362,14 @@ pub(crate) fn drop_upload(
 
 /// Forgets completed uploads that are older than the leader's setting allows.
 pub(crate) fn expire_completed(txn: &mut Txn<'_, '_>, command: &ExpireUploads) -> Result<Reply, StoreError> {
-    let count_max = command.count_max.min(EXPIRED_AT_ONCE_MAX) as usize;
     let mut expired = 0;
-    for (row_key, done) in txn.rows::<UploadDoneRow>(UPLOAD_DONE, &[], None, count_max)? {
-        if done.completed_ms >= command.completed_before_ms {
-            break;
-        }
+    for row_key in command.rows.iter().take(UPLOADS_EXPIRED_MAX) {
+        let done = txn.row::<UploadDoneRow>(UPLOAD_DONE, row_key)?;
+        let Some(done) = done.filter(|done| done.completed_ms < command.completed_before_ms) else {
+            continue;
+        };
         txn.delete(UPLOAD, &upload_row_key(done.bucket, done.upload))?;
-        txn.delete(UPLOAD_DONE, &row_key)?;
+        txn.delete(UPLOAD_DONE, row_key)?;
         expired += 1;
     }
     Ok(Reply::Worked(expired))

@@ -7,7 +7,7 @@
 //!
 //! Not here: pacing (see `worker`).
 
-use consensus::{Rows, StoreError};
+use consensus::{Row, Rows, StoreError};
 use wire::block::BlockEntry;
 use wire::ids::{BlockId, BucketId, ContainerId, LocalId, SessionId, WriteId};
 
@@ -16,7 +16,7 @@ use crate::schema::{
     WORK_NOW, Work, WorkRow, corrupt, decode, encode, layout_row_key, pair, work_row_key,
 };
 use crate::state::loan::LOANS_ENDED_MAX;
-use crate::state::{Reply, RowsExt, Txn, block, deletion, end_of, layout, loan, multipart, session};
+use crate::state::{Reply, RowsExt, Txn, after, block, deletion, end_of, layout, loan, multipart, session};
 
 /// Blocks that one step frees at most: two rows each.
 const STEP_BLOCKS_MAX: usize = 200;
@@ -43,14 +43,36 @@ fn queue_in(txn: &mut Txn<'_, '_>, queue: u8, work: Work) -> Result<(), StoreErr
     txn.put(WORK, &row_key, &row)
 }
 
-/// The next row that is due: its key.
-pub(crate) fn next_due(rows: &impl Rows, queued_before_ms: u64) -> Result<Option<Vec<u8>>, StoreError> {
-    if let Some((row_key, _)) = rows.seek(WORK, &[WORK_NOW], Some(&[WORK_AFTER_GRACE]))? {
+/// The next row that is due and was not given up: its key.
+pub(crate) fn next_due(
+    rows: &impl Rows,
+    queued_before_ms: u64,
+    is_given_up: &dyn Fn(&[u8]) -> bool,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    if let Some((row_key, _)) = next_of(rows, &[WORK_NOW], Some(&[WORK_AFTER_GRACE]), is_given_up)? {
         return Ok(Some(row_key));
     }
-    let Some((row_key, value)) = rows.seek(WORK, &[WORK_AFTER_GRACE], None)? else { return Ok(None) };
+    let Some((row_key, value)) = next_of(rows, &[WORK_AFTER_GRACE], None, is_given_up)? else {
+        return Ok(None);
+    };
     let row: WorkRow = decode(WORK, &row_key, &value)?;
     Ok((row.queued_ms < queued_before_ms).then_some(row_key))
+}
+
+fn next_of(
+    rows: &impl Rows,
+    from: &[u8],
+    to: Option<&[u8]>,
+    is_given_up: &dyn Fn(&[u8]) -> bool,
+) -> Result<Option<Row>, StoreError> {
+    let mut from = from.to_vec();
+    loop {
+        match rows.seek(WORK, &from, to) {
+            Ok(Some((row_key, _))) if is_given_up(&row_key) => from = after(&row_key),
+            Err(StoreError::Corrupt { row_key, .. }) if is_given_up(&row_key) => from = after(&row_key),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Does the next piece of a row.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ use client::service::{CallError, OmService, ScmService, call_om};
 use meta::{Om, OmConfig};
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use wire::block::{BlockEntry, DatanodeAddress, Pipeline, Replication, TokenKey};
+use wire::block::{BlockEntry, ContainerLocation, DatanodeAddress, Pipeline, Replication, TokenKey};
 use wire::checksum::Etag;
 use wire::chunk::BlockDigest;
 use wire::ids::{
@@ -23,7 +23,7 @@ use wire::om::{
     Loan, LookupKey, OmCall, OpenSession, StorageClass, TakeLoan, UserId, UserInfo, WriteCondition,
     WriteContext,
 };
-use wire::scm::{Lease, LeasesSynced, ScmReply, ScmRequest};
+use wire::scm::{Degraded, Lease, LeasesSynced, ScmReply, ScmRequest};
 use wire::status::{Failure, Status};
 
 /// An SCM that grants what it is asked for.
@@ -40,8 +40,23 @@ pub(crate) struct FakeState {
     pub(crate) closed: BTreeSet<ContainerId>,
     pub(crate) deleted: Vec<BlockId>,
     pub(crate) last_batch: u64,
+    /// Where SCM says that containers are.
+    pub(crate) locations: BTreeMap<ContainerId, ContainerLocation>,
+    /// Calls of LocateContainers.
+    pub(crate) located: u32,
+    /// Members of the next pipelines: those not to be avoided are taken.
+    pub(crate) datanodes: Vec<DatanodeId>,
+    /// Containers that were degraded.
+    pub(crate) degraded: Vec<ContainerId>,
     /// Answers to the next calls of LogDeletions that get lost after they were logged.
     pub(crate) lost_answers: u32,
+}
+
+impl FakeState {
+    fn member(&self, avoid: &[DatanodeId]) -> DatanodeId {
+        let good = self.datanodes.iter().find(|datanode| !avoid.contains(datanode));
+        good.or_else(|| self.datanodes.first()).copied().unwrap_or_default()
+    }
 }
 
 #[async_trait]
@@ -57,7 +72,10 @@ impl ScmService for FakeScm {
                 let pipeline = Pipeline {
                     id: PipelineId(id),
                     replication: request.replication,
-                    members: vec![DatanodeAddress { id: DatanodeId::default(), address: None }],
+                    members: vec![DatanodeAddress {
+                        id: state.member(&request.avoid_datanodes),
+                        address: None,
+                    }],
                 };
                 let lease = Lease {
                     id: LeaseId(id),
@@ -91,7 +109,19 @@ impl ScmService for FakeScm {
                 }
                 Ok(ScmReply::LogDeletions(()))
             }
-            ScmRequest::LocateContainers(_) => Ok(ScmReply::LocateContainers(Vec::new())),
+            ScmRequest::LocateContainers(request) => {
+                state.located += 1;
+                let known = request.containers.iter().filter_map(|id| state.locations.get(id).cloned());
+                Ok(ScmReply::LocateContainers(known.collect()))
+            }
+            ScmRequest::DegradeContainer(request) => {
+                if request.acknowledged.is_empty() {
+                    return Ok(ScmReply::DegradeContainer(Degraded::Refused));
+                }
+                state.degraded.push(request.container);
+                Ok(ScmReply::DegradeContainer(Degraded::Accepted))
+            }
+            ScmRequest::ListRetirable(_) => Ok(ScmReply::ListRetirable(Vec::new())),
             other => panic!("om asked scm {}", other.name()),
         }
     }

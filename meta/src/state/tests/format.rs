@@ -125,9 +125,10 @@ fn commands() -> Vec<Command> {
         create(18, "open\0end").into(),
         ReleaseBlocks { context: context(19), blocks: vec![block_id(7, 12)], loan: Some(LoanId(99)) }.into(),
         command::ExpireLoans { loans: vec![(ContainerId(7), LocalId(1))], taken_before_ms: 5 }.into(),
-        command::ExpireUploads { count_max: 7, completed_before_ms: 5 }.into(),
-        command::BeginHandover { freed_before_ms: u64::MAX, count_max: 240 }.into(),
-        command::FinishHandover { batch: 77 }.into(),
+        command::ExpireUploads { rows: vec![ByteBuf::from(13u64.to_be_bytes())], completed_before_ms: 5 }
+            .into(),
+        command::BeginHandover { freed_before_ms: u64::MAX, count_max: 240, skip: Vec::new() }.into(),
+        command::FinishHandover { batch: 77, ..Default::default() }.into(),
         command::WorkOff { row_key: ByteBuf::from(schema::work_row_key(0, 1, 2)) }.into(),
         DeleteBucket { context: context(20), bucket }.into(),
         command::PutUser {

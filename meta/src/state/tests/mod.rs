@@ -59,7 +59,7 @@ impl Core {
     pub(crate) fn work_off(&mut self, after_grace: bool) -> u64 {
         let mut steps = 0;
         let queued_before_ms = if after_grace { u64::MAX } else { 0 };
-        while let Some(row_key) = work::next_due(&self.view(), queued_before_ms).unwrap() {
+        while let Some(row_key) = work::next_due(&self.view(), queued_before_ms, &|_| false).unwrap() {
             self.apply(command::WorkOff { row_key: row_key.into() });
             steps += 1;
             assert!(steps < 10_000, "the queue comes to no end");
@@ -71,9 +71,12 @@ impl Core {
     pub(crate) fn hand_over(&mut self) -> u32 {
         let mut count = 0;
         loop {
-            let begin = command::BeginHandover { freed_before_ms: u64::MAX, count_max: 240 };
+            let begin =
+                command::BeginHandover { freed_before_ms: u64::MAX, count_max: 240, skip: Vec::new() };
             let Reply::Handover(Some(handover)) = self.apply(begin) else { return count };
-            let Reply::Worked(done) = self.apply(command::FinishHandover { batch: handover.batch }) else {
+            let Reply::Worked(done) =
+                self.apply(command::FinishHandover { batch: handover.batch, ..Default::default() })
+            else {
                 panic!("finishing answers a count")
             };
             count += done;

@@ -218,7 +218,7 @@ impl World {
             Op::Work { steps, after_grace } => {
                 for _ in 0..steps {
                     let before = if after_grace { u64::MAX } else { 0 };
-                    let next = crate::state::work::next_due(&self.core.view(), before).unwrap();
+                    let next = crate::state::work::next_due(&self.core.view(), before, &|_| false).unwrap();
                     let Some(row_key) = next else { return };
                     self.core.apply(command::WorkOff { row_key: row_key.into() });
                 }

@@ -258,7 +258,12 @@ impl Script {
     fn multipart(&mut self, what: &str, args: &mut ArgumentConsumer<'_>) -> Outcome {
         if what == "expire-uploads" {
             let completed_before_ms = args.take_key("before").ok_or("before when?")?.parse()?;
-            let command = command::ExpireUploads { count_max: 100, completed_before_ms };
+            let mut rows = Vec::new();
+            self.core.view().scan(schema::UPLOAD_DONE, &[], None, &mut |row_key, _| {
+                rows.push(serde_bytes::ByteBuf::from(row_key));
+                std::ops::ControlFlow::Continue(())
+            })?;
+            let command = command::ExpireUploads { rows, completed_before_ms };
             return Ok(reply_text(&self.core.apply(command)));
         }
         let bucket = self.bucket(args)?;

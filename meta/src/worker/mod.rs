@@ -1,0 +1,248 @@
+//! Background work of the leader: each a named worker with a status that operators can see, and that they can pause.
+//!
+//! | worker | does |
+//! | --- | --- |
+//! | lease keeper | compares leases with SCM each second, keeps ids granted ahead of need, learns token keys |
+//! | session silence | ends sessions that were not heard of for too long |
+//! | loan expiry | ends loans older than `open_key_expire_after` |
+//! | work queue | works off what was too large for one command |
+//! | deletion handover | hands freed blocks to SCM after the delete grace, then drops their rows |
+//! | upload expiry | forgets completed uploads |
+//!
+//! Every step is bounded and idempotent; a step that fails is tried again at the next turn. Workers run on the leader alone
+//! and are dropped where they stand when it leads no longer. Two leaders at once harm nothing, as only one of them can log
+//! a command: what the other has SCM do is either settled by a number that stands in the log (batches of deletions), or
+//! found at the next comparison (leases that SCM granted or took back).
+//!
+//! A row that is damaged stops no worker under a sole voter: it is counted, passed over for this term, and the next one is
+//! done. A replica with peers stops instead and is rebuilt.
+//!
+//! Not here: what the commands do (see `state`).
+
+mod lease_keeper;
+mod reclaim;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use consensus::Rows;
+use parking_lot::Mutex;
+use platform::task;
+use tokio::task::JoinHandle;
+use wire::clock::{self, UnixMs};
+use wire::status::{Failure, Status};
+
+use crate::config::OmConfig;
+use crate::leases::LeaderMemory;
+use crate::schema::WORK;
+use crate::server::Om;
+
+pub(crate) use lease_keeper::lease_around;
+
+/// A turn that failed is tried again after this, if not sooner.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Steps that a worker does in a row before it looks up.
+const STEPS_MAX: usize = 64;
+/// Freed blocks are counted for operators up to this number.
+const BACKLOG_COUNTED_MAX: usize = 10_000;
+
+/// What an operator sees of a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// Its name.
+    pub name: &'static str,
+    /// An operator has paused it.
+    pub is_paused: bool,
+    /// Items done since start: leases, sessions, loans, rows, blocks, uploads.
+    pub done: u64,
+    /// When it last finished a turn. 0: never.
+    pub last_turn_ms: UnixMs,
+    /// Why its last turn failed.
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Job {
+    LeaseKeeper,
+    SessionSilence,
+    LoanExpiry,
+    WorkQueue,
+    DeletionHandover,
+    UploadExpiry,
+}
+
+impl Job {
+    const ALL: [Self; 6] = [
+        Self::LeaseKeeper,
+        Self::SessionSilence,
+        Self::LoanExpiry,
+        Self::WorkQueue,
+        Self::DeletionHandover,
+        Self::UploadExpiry,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::LeaseKeeper => "lease keeper",
+            Self::SessionSilence => "session silence",
+            Self::LoanExpiry => "loan expiry",
+            Self::WorkQueue => "work queue",
+            Self::DeletionHandover => "deletion handover",
+            Self::UploadExpiry => "upload expiry",
+        }
+    }
+
+    fn interval(self, config: &OmConfig) -> Duration {
+        let interval_ms = match self {
+            Self::LeaseKeeper => config.lease_interval_ms,
+            // A tenth of the silence: a session ends at most a tenth late.
+            Self::SessionSilence => config.session_silence_ms / 10,
+            Self::LoanExpiry | Self::UploadExpiry => config.open_key_scan_interval_ms,
+            Self::WorkQueue => config.work_interval_ms,
+            Self::DeletionHandover => config.deletion_interval_ms,
+        };
+        Duration::from_millis(interval_ms.max(1))
+    }
+
+    /// Whether it empties a queue in bounded turns.
+    const fn has_queue(self) -> bool {
+        matches!(self, Self::WorkQueue | Self::DeletionHandover)
+    }
+
+    async fn turn(self, om: &Om, memory: &LeaderMemory) -> Result<u64, Failure> {
+        match self {
+            Self::LeaseKeeper => lease_keeper::keep(om, memory).await,
+            Self::SessionSilence => reclaim::end_silent_sessions(om, memory).await,
+            Self::LoanExpiry => reclaim::expire_loans(om, memory).await,
+            Self::WorkQueue => reclaim::work_off(om, memory).await,
+            Self::DeletionHandover => reclaim::hand_over(om, memory).await,
+            Self::UploadExpiry => reclaim::expire_uploads(om, memory).await,
+        }
+    }
+}
+
+struct Worker {
+    job: Job,
+    is_paused: AtomicBool,
+    status: Mutex<(u64, UnixMs, Option<String>)>,
+}
+
+/// All workers of an OM. What operators see of them, and a pause, outlive a term.
+pub(crate) struct Workers {
+    workers: Vec<Arc<Worker>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Workers {
+    pub(crate) fn new() -> Self {
+        let worker =
+            |job| Arc::new(Worker { job, is_paused: AtomicBool::new(false), status: Mutex::default() });
+        Self { workers: Job::ALL.map(worker).into(), tasks: Mutex::default() }
+    }
+
+    /// Starts them for a term.
+    pub(crate) fn start(&self, om: &Arc<Om>, memory: &Arc<LeaderMemory>) {
+        let mut tasks = self.tasks.lock();
+        for worker in &self.workers {
+            let interval = worker.job.interval(om.config());
+            tasks.push(task::spawn(run(Arc::downgrade(om), memory.clone(), worker.clone(), interval)));
+        }
+    }
+
+    /// Ends them where they stand, and returns when all have ended.
+    pub(crate) async fn stop(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in &tasks {
+            task.abort();
+        }
+        for task in tasks {
+            // A worker that panicked has said so; the others still end in order.
+            let _ = task.await;
+        }
+    }
+
+    pub(crate) fn status(&self) -> Vec<WorkerStatus> {
+        let status_of = |worker: &Arc<Worker>| {
+            let (done, last_turn_ms, last_error) = worker.status.lock().clone();
+            let is_paused = worker.is_paused.load(Ordering::Relaxed);
+            WorkerStatus { name: worker.job.name(), is_paused, done, last_turn_ms, last_error }
+        };
+        self.workers.iter().map(status_of).collect()
+    }
+
+    /// Pauses or resumes a worker. False if there is none of that name.
+    pub(crate) fn set_paused(&self, name: &str, is_paused: bool) -> bool {
+        let found = self.workers.iter().find(|worker| worker.job.name() == name);
+        found.map(|worker| worker.is_paused.store(is_paused, Ordering::Relaxed)).is_some()
+    }
+}
+
+async fn run(om: Weak<Om>, memory: Arc<LeaderMemory>, worker: Arc<Worker>, interval: Duration) {
+    loop {
+        let Some(leading) = om.upgrade() else { return };
+        let mut pause = interval;
+        if !worker.is_paused.load(Ordering::Relaxed) {
+            pause = match turn(&leading, &memory, &worker).await {
+                // The turn ended at its limit: more is waiting.
+                Ok(done) if done >= STEPS_MAX as u64 && worker.job.has_queue() => Duration::ZERO,
+                Ok(_) => interval,
+                Err(()) => interval.min(RETRY_INTERVAL),
+            };
+        }
+        // A worker that sleeps keeps nobody alive.
+        drop(leading);
+        let wanted = async {
+            match worker.job {
+                Job::LeaseKeeper => memory.wanted.notified().await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = wanted => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn turn(om: &Om, memory: &LeaderMemory, worker: &Worker) -> Result<u64, ()> {
+    let outcome = worker.job.turn(om, memory).await;
+    let mut status = worker.status.lock();
+    status.1 = clock::now_ms();
+    match outcome {
+        Ok(done) => {
+            status.0 += done;
+            status.2 = None;
+            Ok(done)
+        }
+        Err(failure) => {
+            let error = failure.to_string();
+            // Said once, not at every turn.
+            if status.2.as_ref() != Some(&error) {
+                let worker = worker.job.name();
+                match failure.status {
+                    // Somebody is starting or busy: what was to be expected.
+                    Status::Retry | Status::NotLeader => tracing::info!(worker, error, "a worker waits"),
+                    _ => tracing::warn!(worker, error, "a worker's turn failed; it tries again"),
+                }
+            }
+            status.2 = Some(error);
+            Err(())
+        }
+    }
+}
+
+/// How many rows of queued work there are, up to a limit: for operators.
+pub(crate) fn queued_work(rows: &impl Rows) -> Result<usize, consensus::StoreError> {
+    let mut count = 0;
+    rows.scan(WORK, &[], None, &mut |_, _| {
+        count += 1;
+        if count == BACKLOG_COUNTED_MAX {
+            std::ops::ControlFlow::Break(())
+        } else {
+            std::ops::ControlFlow::Continue(())
+        }
+    })?;
+    Ok(count)
+}

@@ -3,7 +3,10 @@
 //! Every key stands in [`KEYS`] with its meaning. A key that does not is an error that names the nearest one, so that a
 //! slip of the pen never runs with a default in silence. `FERROZONE_OM__DELETE_GRACE=10s` sets `om.delete_grace`.
 //!
-//! Not here: credentials and identities that the first start makes (see `identity`).
+//! Relative paths in a file are taken from the file's directory, so that a node's directory can be moved as a whole.
+//!
+//! Not here: credentials and identities that the first start makes (see `identity`); whether the keys of a node in a
+//! cluster fit one another (see `topology`).
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,12 +16,29 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use wire::host::HostPort;
+use wire::ids::ClusterId;
+
+use crate::topology::{MetaNode, Role};
 
 /// Every key with its meaning, as `docs/configuration.md` lists them; a test holds it against [`Config`].
 pub(crate) const KEYS: &[(&str, &str)] = &[
     ("data_dir", "directory of everything that is not placed elsewhere by another key"),
     ("buckets", "buckets to create at start, owned by the root user"),
     ("log", "log filter as RUST_LOG has it: info, gateway=debug ..."),
+    ("node.name", "this node's name, for people; [[meta]] entries are matched by it"),
+    ("node.roles", "what runs in this process: om, scm, datanode, gateway, admin"),
+    (
+        "node.rack",
+        "where the node stands: replicas of a container go to distinct racks where racks are named",
+    ),
+    (
+        "cluster.id",
+        "the cluster's id, held against the key file, so that a file of another cluster is noticed",
+    ),
+    ("cluster.key_file", "file with the cluster's id and key, readable by its owner alone"),
+    ("cluster.credentials_file", "file with the root user's credentials, readable by its owner alone"),
     ("s3.address", "where S3 is served; port 0 takes a free one"),
     ("s3.region", "region of this service in answers and scopes"),
     ("s3.strict_region", "refuse signatures for another region"),
@@ -27,9 +47,32 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("s3.connections_max", "connections served at once"),
     ("s3.body_memory", "memory for bodies in flight, shared by all requests"),
     ("s3.shutdown_deadline", "requests still running are cut off so long after a signal"),
-    ("admin.address", "where health and metrics are served; port 0 takes a free one"),
-    ("internal.transport", "how roles of one process reach each other: in-process or http"),
+    ("s3.certificate", "PEM file with the certificate chain of the S3 port: then it speaks HTTPS"),
+    ("s3.key", "PEM file with its private key"),
+    ("s3.witness", "answers name the commit index a checker needs: for tests"),
+    ("admin.address", "where health, metrics and the admin API are served; port 0 takes a free one"),
+    ("admin.certificate", "PEM file with the certificate chain of the operators' port: then it speaks HTTPS"),
+    ("admin.key", "PEM file with its private key"),
+    (
+        "internal.transport",
+        "how roles of one process reach each other: in-process or http; a cluster always uses http",
+    ),
     ("internal.address", "where OM, SCM and datanode answer one another when transport is http"),
+    (
+        "internal.advertise",
+        "host:port under which other nodes reach internal.address, if not by that address itself",
+    ),
+    ("internal.tls", "TLS between the nodes of the cluster"),
+    ("internal.certificate", "PEM file with this node's certificate chain"),
+    ("internal.key", "PEM file with its private key"),
+    ("internal.ca", "PEM file with the authority that signed all nodes' certificates"),
+    ("meta.name", "[[meta]]: node.name of a node with OM and SCM when the cluster was made"),
+    ("meta.raft_id", "[[meta]]: its number in the Raft groups of OM and SCM, never used again for another"),
+    ("meta.address", "[[meta]]: host:port of its internal listener"),
+    ("meta.incarnation", "[[meta]]: UUID of its first life; `ferrozone cluster init` draws it"),
+    ("om.raft_id", "this node's number in OM's Raft group [default: that of its [[meta]] entry]"),
+    ("om.join", "this node waits to be added to OM's running group"),
+    ("om.incarnation", "with om.join: UUID of this replica's life; `ferrozone cluster add-node` draws it"),
     ("om.dir", "directory of OM's log and state"),
     ("om.cache", "memory for OM's state"),
     ("om.delete_grace", "freed blocks are kept so long for readers that still hold their list"),
@@ -40,9 +83,20 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("om.open_key_scan_interval", "how often unfinished writes are looked through"),
     ("om.deletion_interval", "how often freed blocks are handed to SCM"),
     ("om.log_segment", "size of a segment of the Raft logs of OM and SCM"),
+    ("scm.raft_id", "this node's number in SCM's Raft group [default: that of its [[meta]] entry]"),
+    ("scm.join", "this node waits to be added to SCM's running group"),
+    ("scm.incarnation", "with scm.join: UUID of this replica's life; `ferrozone cluster add-node` draws it"),
     ("scm.dir", "directory of SCM's log and state"),
     ("scm.container_size", "a container is closed at this size: 2GiB to 16GiB; smaller for tests"),
     ("scm.open_containers", "containers written at once per replication type"),
+    ("scm.stale_after", "a datanode silent for so long is stale"),
+    ("scm.dead_after", "a datanode silent for so long is dead: its replicas no longer count"),
+    (
+        "scm.repair_delay",
+        "a dead datanode's containers are copied after this; at once if one replica is left",
+    ),
+    ("scm.repair_bandwidth", "bytes a second that all copies together may take; 0B sets no limit"),
+    ("scm.copies_max", "copies of containers under way at once"),
     ("datanode.dirs", "one directory per disk"),
     ("datanode.reserve", "free space left on each disk"),
     ("datanode.growth_step", "container files grow by this"),
@@ -136,12 +190,15 @@ pub(crate) struct Config {
     pub data_dir: PathBuf,
     pub buckets: Vec<String>,
     pub log: String,
+    pub node: Node,
+    pub cluster: ClusterFiles,
     pub s3: S3,
     pub admin: Admin,
     pub internal: Internal,
     pub om: Om,
     pub scm: Scm,
     pub datanode: Datanode,
+    pub meta: Vec<MetaNode>,
     pub users: Vec<User>,
 }
 
@@ -151,15 +208,45 @@ impl Default for Config {
             data_dir: PathBuf::from("./ferrozone-data"),
             buckets: Vec::new(),
             log: "info".to_owned(),
+            node: Node::default(),
+            cluster: ClusterFiles::default(),
             s3: S3::default(),
             admin: Admin::default(),
             internal: Internal::default(),
             om: Om::default(),
             scm: Scm::default(),
             datanode: Datanode::default(),
+            meta: Vec::new(),
             users: Vec::new(),
         }
     }
+}
+
+/// Which node this is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Node {
+    pub name: String,
+    pub roles: Vec<Role>,
+    pub rack: String,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self { name: "node1".to_owned(), roles: Role::ALL.to_vec(), rack: String::new() }
+    }
+}
+
+/// The cluster this node belongs to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ClusterFiles {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<ClusterId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials_file: Option<PathBuf>,
 }
 
 /// The gateway's part.
@@ -174,6 +261,11 @@ pub(crate) struct S3 {
     pub connections_max: usize,
     pub body_memory: Size,
     pub shutdown_deadline: Span,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    pub witness: bool,
 }
 
 impl Default for S3 {
@@ -190,6 +282,9 @@ impl Default for S3 {
             // With the server's other memory under 256 MiB at 64 large uploads.
             body_memory: Size(96 << 20),
             shutdown_deadline: Span(Duration::from_secs(25)),
+            certificate: None,
+            key: None,
+            witness: false,
         }
     }
 }
@@ -199,11 +294,15 @@ impl Default for S3 {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Admin {
     pub address: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 9001)) }
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 9001)), certificate: None, key: None }
     }
 }
 
@@ -224,11 +323,28 @@ pub(crate) enum Transport {
 pub(crate) struct Internal {
     pub transport: Transport,
     pub address: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<HostPort>,
+    pub tls: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
 }
 
 impl Default for Internal {
     fn default() -> Self {
-        Self { transport: Transport::InProcess, address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+        Self {
+            transport: Transport::InProcess,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: None,
+            tls: false,
+            certificate: None,
+            key: None,
+            ca: None,
+        }
     }
 }
 
@@ -236,6 +352,11 @@ impl Default for Internal {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Om {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raft_id: Option<u64>,
+    pub join: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     pub cache: Size,
@@ -249,6 +370,9 @@ pub(crate) struct Om {
 impl Default for Om {
     fn default() -> Self {
         Self {
+            raft_id: None,
+            join: false,
+            incarnation: None,
             dir: None,
             // Filled only as it is used; the page cache stands behind it.
             cache: Size(64 << 20),
@@ -267,14 +391,38 @@ impl Default for Om {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Scm {
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub raft_id: Option<u64>,
+    pub join: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     pub container_size: Size,
     pub open_containers: usize,
+    pub stale_after: Span,
+    pub dead_after: Span,
+    pub repair_delay: Span,
+    pub repair_bandwidth: Size,
+    pub copies_max: usize,
 }
 
 impl Default for Scm {
     fn default() -> Self {
-        Self { dir: None, container_size: Size(5 << 30), open_containers: 1 }
+        Self {
+            raft_id: None,
+            join: false,
+            incarnation: None,
+            dir: None,
+            container_size: Size(5 << 30),
+            open_containers: 1,
+            stale_after: Span(Duration::from_secs(15)),
+            dead_after: Span(Duration::from_secs(60)),
+            // A node that is restarted or has its disk changed is back before this.
+            repair_delay: Span(Duration::from_secs(300)),
+            // A tenth of a 10 Gbit/s network; users' traffic goes on beside it.
+            repair_bandwidth: Size(128 << 20),
+            copies_max: 4,
+        }
     }
 }
 
@@ -337,6 +485,7 @@ impl Config {
             }
             None => toml::Table::new(),
         };
+        let data_dir_is_given = table.contains_key("data_dir");
         for (name, value) in environment {
             let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX).filter(|path| path.contains("__")) else {
                 continue;
@@ -344,13 +493,46 @@ impl Config {
             set(&mut table, &path.to_lowercase(), &value)
                 .with_context(|| format!("environment variable {name}"))?;
         }
-        let config: Self = toml::Value::Table(table).try_into().context("configuration")?;
+        let mut config: Self = toml::Value::Table(table).try_into().context("configuration")?;
+        if let Some(dir) = file.and_then(Path::parent) {
+            config.resolve_paths(dir, data_dir_is_given);
+        }
         config.check()?;
         Ok(config)
     }
 
+    /// Takes relative paths from the file's directory. The default data directory stays where the program runs.
+    fn resolve_paths(&mut self, dir: &Path, data_dir_is_given: bool) {
+        if data_dir_is_given {
+            self.data_dir = dir.join(&self.data_dir);
+        }
+        let single = [
+            &mut self.cluster.key_file,
+            &mut self.cluster.credentials_file,
+            &mut self.s3.certificate,
+            &mut self.s3.key,
+            &mut self.admin.certificate,
+            &mut self.admin.key,
+            &mut self.internal.certificate,
+            &mut self.internal.key,
+            &mut self.internal.ca,
+            &mut self.om.dir,
+            &mut self.scm.dir,
+        ];
+        for path in single.into_iter().flatten().chain(&mut self.datanode.dirs) {
+            *path = dir.join(&*path);
+        }
+    }
+
     /// Refuses settings that would not work, saying why.
     fn check(&self) -> anyhow::Result<()> {
+        self.check_cluster()?;
+        if self.scm.dead_after.0 <= self.scm.stale_after.0 {
+            bail!("scm.dead_after must be longer than scm.stale_after");
+        }
+        if self.scm.copies_max == 0 {
+            bail!("scm.copies_max must be at least 1, or nothing is ever repaired");
+        }
         const CONTAINER_MIN: u64 = 4 << 20;
         if !(CONTAINER_MIN..=16 << 30).contains(&self.scm.container_size.0) {
             bail!(
@@ -377,6 +559,17 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// The file with the cluster's id and key.
+    pub(crate) fn cluster_file(&self) -> PathBuf {
+        self.cluster.key_file.clone().unwrap_or_else(|| self.data_dir.join("cluster.json"))
+    }
+
+    /// The file with the root user's credentials.
+    pub(crate) fn credentials_file(&self) -> PathBuf {
+        let given = self.cluster.credentials_file.clone();
+        given.unwrap_or_else(|| crate::identity::credentials_file(&self.data_dir))
     }
 
     /// Where OM keeps its state.
@@ -425,7 +618,9 @@ fn nearest(path: &str) -> &'static str {
 
 fn set(table: &mut toml::Table, path: &str, value: &str) -> anyhow::Result<()> {
     let dotted = path.replace("__", ".");
-    if !KEYS.iter().any(|(key, _)| *key == dotted) || dotted.starts_with("users.") {
+    if !KEYS.iter().any(|(key, _)| *key == dotted)
+        || ["users.", "meta."].iter().any(|list| dotted.starts_with(list))
+    {
         bail!("unknown key `{dotted}`; did you mean `{}`?", nearest(&dotted));
     }
     let (section, name) = dotted.split_once('.').expect("the prefix test asked for a section");
@@ -455,6 +650,30 @@ mod tests {
         let mut config = Config::default();
         config.om.dir = Some("om".into());
         config.scm.dir = Some("scm".into());
+        let path = Some(PathBuf::from("p"));
+        for option in [
+            &mut config.cluster.key_file,
+            &mut config.cluster.credentials_file,
+            &mut config.s3.certificate,
+            &mut config.s3.key,
+            &mut config.admin.certificate,
+            &mut config.admin.key,
+            &mut config.internal.certificate,
+            &mut config.internal.key,
+            &mut config.internal.ca,
+        ] {
+            option.clone_from(&path);
+        }
+        config.cluster.id = Some(ClusterId::default());
+        config.internal.advertise = Some(HostPort::new("a:1").unwrap());
+        (config.om.raft_id, config.scm.raft_id) = (Some(1), Some(1));
+        (config.om.incarnation, config.scm.incarnation) = (Some(Uuid::nil()), Some(Uuid::nil()));
+        config.meta.push(MetaNode {
+            name: "a".into(),
+            raft_id: 1,
+            address: HostPort::new("a:1").unwrap(),
+            incarnation: Uuid::nil(),
+        });
         let user = User {
             id: "u".into(),
             display_name: "u".into(),

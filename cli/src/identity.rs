@@ -7,12 +7,14 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use wire::ids::ClusterId;
+
+use crate::config::Config;
 
 /// Letters of generated access keys: as AWS's, upper case and digits.
 const ACCESS_KEY_LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
@@ -28,15 +30,41 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Reads the cluster's identity, or draws one for a fresh data directory.
-    pub(crate) fn load_or_create(data_dir: &Path) -> anyhow::Result<Self> {
-        let file = data_dir.join("cluster.json");
-        if let Some(cluster) = read_json(&file)? {
-            return Ok(cluster);
+    /// Draws a new cluster.
+    pub(crate) fn random() -> Self {
+        Self { id: ClusterId::random(), key: hex::encode(wire::random::array::<32>()) }
+    }
+
+    /// Reads the cluster's identity, or draws one for a fresh data directory that is a cluster of its own.
+    pub(crate) fn establish(config: &Config) -> anyhow::Result<Self> {
+        let file = config.cluster_file();
+        let kept: Option<Self> = read_json(&file)?;
+        let cluster = match kept {
+            Some(cluster) => cluster,
+            None if config.is_cluster() || config.cluster.key_file.is_some() => bail!(
+                "{} does not exist: copy the cluster's file there, as `ferrozone cluster init` wrote it",
+                file.display()
+            ),
+            None => {
+                let drawn = Self::random();
+                write_json(&file, &drawn)?;
+                drawn
+            }
+        };
+        check_private(&file)?;
+        if config.cluster.id.is_some_and(|id| id != cluster.id) {
+            bail!(
+                "{} is of cluster {}, not of the one that cluster.id names; files of two clusters were mixed",
+                file.display(),
+                cluster.id
+            );
         }
-        let cluster = Self { id: ClusterId::random(), key: hex::encode(wire::random::array::<32>()) };
-        write_json(&file, &cluster)?;
         Ok(cluster)
+    }
+
+    /// Reads the identity of a cluster that exists.
+    pub(crate) fn load(file: &Path) -> anyhow::Result<Self> {
+        read_json(file)?.with_context(|| format!("{} does not exist", file.display()))
     }
 
     /// The cluster key.
@@ -84,15 +112,19 @@ impl Credentials {
         })
     }
 
-    /// Given by the environment, else kept, else drawn. What is found is written for `ferrozone env`.
+    /// Draws new ones.
+    pub(crate) fn random() -> Self {
+        Self { access_key: draw(20, ACCESS_KEY_LETTERS), secret_key: draw(40, SECRET_LETTERS) }
+    }
+
+    /// Given by the environment, else kept in `file`, else drawn. What is found is written for `ferrozone env`.
     pub(crate) fn establish(
-        data_dir: &Path,
+        file: &Path,
         environment: impl Fn(&str) -> Option<String>,
     ) -> anyhow::Result<(Self, Origin)> {
-        let file = credentials_file(data_dir);
         let user = from_environment(&environment, &["FERROZONE_ROOT_USER", "MINIO_ROOT_USER"])?;
         let password = from_environment(&environment, &["FERROZONE_ROOT_PASSWORD", "MINIO_ROOT_PASSWORD"])?;
-        let kept: Option<Self> = read_json(&file)?;
+        let kept: Option<Self> = read_json(file)?;
         match (user, password, kept) {
             (Some(access_key), Some(secret_key), kept) => {
                 if access_key.len() < 3 || secret_key.len() < 8 {
@@ -100,15 +132,14 @@ impl Credentials {
                 }
                 let given = Self { access_key, secret_key };
                 if kept.as_ref() != Some(&given) {
-                    write_json(&file, &given)?;
+                    write_json(file, &given)?;
                 }
                 Ok((given, Origin::Given))
             }
             (None, None, Some(kept)) => Ok((kept, Origin::Kept)),
             (None, None, None) => {
-                let drawn =
-                    Self { access_key: draw(20, ACCESS_KEY_LETTERS), secret_key: draw(40, SECRET_LETTERS) };
-                write_json(&file, &drawn)?;
+                let drawn = Self::random();
+                write_json(file, &drawn)?;
                 Ok((drawn, Origin::Generated))
             }
             _ => bail!("set both FERROZONE_ROOT_USER and FERROZONE_ROOT_PASSWORD, or neither"),
@@ -151,6 +182,15 @@ pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(file: &Path) -> anyhow::Re
     }
 }
 
+/// Refuses a secret that others can read.
+pub(crate) fn check_private(file: &Path) -> anyhow::Result<()> {
+    let metadata = fs::metadata(file).with_context(|| format!("look at {}", file.display()))?;
+    if metadata.permissions().mode() & 0o007 != 0 {
+        bail!("{0} can be read by every user of this machine: chmod 600 {0}", file.display());
+    }
+    Ok(())
+}
+
 /// Writes a JSON file whole or not at all, durably, readable by this user alone.
 pub(crate) fn write_json(file: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let write = || -> anyhow::Result<()> {
@@ -169,18 +209,21 @@ pub(crate) fn write_json(file: &Path, value: &impl Serialize) -> anyhow::Result<
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+
+    fn config(data_dir: &Path) -> Config {
+        Config { data_dir: data_dir.to_owned(), ..Config::default() }
+    }
 
     #[test]
     fn credentials_are_drawn_once_kept_and_private() {
         let dir = tempfile::tempdir().unwrap();
-        let (drawn, origin) = Credentials::establish(dir.path(), |_| None).unwrap();
+        let file = credentials_file(dir.path());
+        let (drawn, origin) = Credentials::establish(&file, |_| None).unwrap();
         assert_eq!((origin, drawn.access_key.len(), drawn.secret_key.len()), (Origin::Generated, 20, 40));
-        let (kept, origin) = Credentials::establish(dir.path(), |_| None).unwrap();
+        let (kept, origin) = Credentials::establish(&file, |_| None).unwrap();
         assert!(kept == drawn && origin == Origin::Kept);
-        let mode = fs::metadata(credentials_file(dir.path())).unwrap().permissions().mode();
+        let mode = fs::metadata(file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -192,18 +235,36 @@ mod tests {
             "FERROZONE_ROOT_PASSWORD" => Some("long enough".to_owned()),
             _ => None,
         };
-        let (credentials, origin) = Credentials::establish(dir.path(), given).unwrap();
+        let (credentials, origin) = Credentials::establish(&credentials_file(dir.path()), given).unwrap();
         assert_eq!((credentials.access_key.as_str(), origin), ("admin", Origin::Given));
         assert!(Credentials::load(dir.path()).unwrap() == credentials);
         let half = |name: &str| (name == "FERROZONE_ROOT_USER").then(|| "admin".to_owned());
-        assert!(Credentials::establish(dir.path(), half).is_err());
+        assert!(Credentials::establish(&credentials_file(dir.path()), half).is_err());
     }
 
     #[test]
     fn damaged_identity_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("cluster.json"), "{").unwrap();
-        let error = Cluster::load_or_create(dir.path()).map(|_| ()).unwrap_err();
+        let error = Cluster::establish(&config(dir.path())).map(|_| ()).unwrap_err();
         assert!(format!("{error:#}").contains("cluster.json is damaged"));
+    }
+
+    #[test]
+    fn identity_of_another_cluster_or_none_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        let drawn = Cluster::establish(&config).unwrap();
+        assert_eq!(Cluster::establish(&config).unwrap().id, drawn.id);
+        config.cluster.id = Some(ClusterId::random());
+        let error = Cluster::establish(&config).map(|_| ()).unwrap_err();
+        assert!(format!("{error:#}").contains("two clusters were mixed"), "{error:#}");
+        config.cluster.key_file = Some(dir.path().join("elsewhere.json"));
+        let error = Cluster::establish(&config).map(|_| ()).unwrap_err();
+        assert!(format!("{error:#}").contains("cluster init"), "{error:#}");
+        fs::set_permissions(dir.path().join("cluster.json"), fs::Permissions::from_mode(0o644)).unwrap();
+        (config.cluster.key_file, config.cluster.id) = (None, None);
+        let error = Cluster::establish(&config).map(|_| ()).unwrap_err();
+        assert!(format!("{error:#}").contains("chmod 600"), "{error:#}");
     }
 }

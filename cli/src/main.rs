@@ -1,13 +1,17 @@
-//! The one binary, `ferrozone`: `server` runs the roles, `env` tells clients how to reach it, `bench` measures.
+//! The one binary, `ferrozone`: `server` runs the roles, `cluster` makes the files of a cluster's nodes, `env`
+//! tells clients how to reach it, `bench` measures.
 //!
 //! Exit codes: 0 success; 1 failure, said on standard error; 2 wrong arguments; 78 (EX_CONFIG) a configuration or a
 //! data directory that cannot be used; `bench` has its own, told by its help.
 
 mod bench;
+mod certificates;
+mod cluster_init;
 mod config;
 mod env;
 mod identity;
 mod server;
+mod topology;
 
 use std::process::ExitCode;
 
@@ -29,6 +33,8 @@ enum Command {
     Server(server::ServerArgs),
     /// Print client settings for a server's data directory.
     Env(env::EnvArgs),
+    /// Make the files of a cluster's nodes.
+    Cluster(cluster_init::ClusterArgs),
     /// Measure an S3 endpoint.
     Bench(Box<bench::BenchArgs>),
 }
@@ -37,6 +43,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Server(args) => server::run(args),
         Command::Env(args) => env::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Cluster(args) => cluster_init::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => run_async(bench::run(*args)),
     };
     outcome.unwrap_or_else(|error| {

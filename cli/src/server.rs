@@ -107,6 +107,7 @@ fn configure(args: &ServerArgs) -> anyhow::Result<Config> {
     for name in &config.buckets {
         BucketName::new(name)?;
     }
+    config.check_files()?;
     std::fs::create_dir_all(&config.data_dir).with_context(|| {
         format!(
             "create data directory {}; the server runs as uid {}, which must be allowed to write there",
@@ -133,9 +134,9 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let mut stop = Stop::listen()?;
-    let cluster = Cluster::load_or_create(&config.data_dir).context(Unusable)?;
-    let (root, origin) =
-        Credentials::establish(&config.data_dir, |name| std::env::var(name).ok()).context(Unusable)?;
+    let cluster = Cluster::establish(&config).context(Unusable)?;
+    let (root, origin) = Credentials::establish(&config.credentials_file(), |name| std::env::var(name).ok())
+        .context(Unusable)?;
     let s3_listener = bind("s3.address", config.s3.address).await?;
     let admin_listener = bind("admin.address", config.admin.address).await?;
     let region = config.s3.region.clone();

@@ -318,6 +318,19 @@ impl From<Rejection> for S3Error {
             Rejection::SourceChanged => Self::conflict(),
             Rejection::CannotShare => Self::internal("The source cannot be copied by reference."),
             Rejection::Invalid(message) => Self::invalid_request(message),
+            // S3 itself has no quotas; code and status as Ozone and Ceph answer.
+            Rejection::QuotaExceeded { of, unit, limit, wanted } => {
+                let message = format!(
+                    "The quota of {of} is {limit} {}, this request would make it {wanted}. Nothing was stored.",
+                    unit.name()
+                );
+                Self::new("QuotaExceeded", StatusCode::FORBIDDEN, message)
+            }
+            // Operators' calls only.
+            Rejection::NoSuchVolume => {
+                Self::not_found("NoSuchVolume", "The specified volume does not exist.")
+            }
+            Rejection::VolumeExists | Rejection::VolumeNotEmpty => Self::conflict(),
             Rejection::DamagedRow => Self::internal(
                 "Stored metadata of this object is damaged. Nothing was changed; an operator must look at the server's log.",
             ),
@@ -385,6 +398,16 @@ mod tests {
             (Rejection::SizeMismatch { declared: 1, actual: 2 }, 400, "InvalidRequest"),
             (Rejection::SessionEnded, 503, "SlowDown"),
             (Rejection::DamagedRow, 500, "InternalError"),
+            (
+                Rejection::QuotaExceeded {
+                    of: "bucket b".to_owned(),
+                    unit: wire::om::QuotaUnit::Bytes,
+                    limit: 1,
+                    wanted: 2,
+                },
+                403,
+                "QuotaExceeded",
+            ),
         ] {
             let error = S3Error::from(rejection);
             assert_eq!((error.status.as_u16(), error.code), (status, code));

@@ -316,6 +316,49 @@ pub enum Rejection {
     /// A row this call must read is damaged: answered by a sole voter only.
     #[error("a stored row is damaged")]
     DamagedRow,
+    /// A bound of the bucket or of its volume would be passed.
+    #[error("the quota of {of} is {limit} {}, this would make it {wanted}", .unit.name())]
+    QuotaExceeded {
+        /// Whose: `bucket NAME` or `volume NAME`.
+        of: String,
+        /// What is bounded.
+        unit: QuotaUnit,
+        /// The bound.
+        limit: u64,
+        /// What there would be.
+        wanted: u64,
+    },
+    /// No such volume.
+    #[error("the volume does not exist")]
+    NoSuchVolume,
+    /// The name is taken, by a volume of another owner or with other bounds.
+    #[error("the volume name is taken")]
+    VolumeExists,
+    /// The volume still has buckets.
+    #[error("the volume is not empty")]
+    VolumeNotEmpty,
+}
+
+/// What a quota bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QuotaUnit {
+    /// Bytes of keys, before replication.
+    Bytes,
+    /// Keys of a bucket.
+    Keys,
+    /// Buckets of a volume.
+    Buckets,
+}
+
+impl QuotaUnit {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Keys => "keys",
+            Self::Buckets => "buckets",
+        }
+    }
 }
 
 /// Begin a gateway's life.

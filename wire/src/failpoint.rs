@@ -20,6 +20,10 @@ pub const NAMES: &[&str] = &[
     "datanode_container_sealed",
     "datanode_delete_intent",
     "datanode_delete_punched",
+    // Datanode: a copy of a replica comes into service.
+    "datanode_copy_synced",
+    "datanode_copy_sealed",
+    "datanode_copy_named",
     // Gateway: between blocks and the key.
     "gateway_before_commit_key",
     "gateway_after_commit_key",

@@ -28,6 +28,8 @@ pub struct DatanodeConfig {
     pub index_cache_bytes: usize,
     /// Files of sealed containers kept open at most, over all disks.
     pub open_files_max: usize,
+    /// Replicas copied from other datanodes at once. Few: a copy is limited by SCM in bandwidth, not in number.
+    pub copies_max: usize,
     /// How often recent blocks go to the index off the write path.
     pub index_flush_ms: u64,
     /// How often the index is made durable: bounds what is read again after a crash.
@@ -48,6 +50,7 @@ impl DatanodeConfig {
             reserve_bytes: 256 << 20,
             index_cache_bytes: 16 << 20,
             open_files_max: 512,
+            copies_max: 2,
             index_flush_ms: 200,
             index_checkpoint_ms: 5000,
         }

@@ -21,13 +21,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use wire::ids::{BlockId, ContainerId, LocalId};
+use wire::ids::{BlockId, ContainerId, Generation, LocalId};
 use wire::scm::{ReplicaCondition, ReplicaReport};
 
+use crate::deletion::Deletion;
 use crate::disk::Disk;
 use crate::error::BlockError;
-use crate::extent::{ContainerHeader, ExtentHeader};
-use crate::index::{ContainerRow, Extent, IndexBatch};
+use crate::extent::{ContainerHeader, ExtentHeader, PAGE_BYTES};
+use crate::index::{ContainerRow, Extent, IndexBatch, IndexError};
 use crate::layout::ContainerLayout;
 use platform::disk::{BlockFile, OpenMode, write_zeros};
 
@@ -40,7 +41,7 @@ pub(crate) struct Container {
     pub(crate) layout: &'static dyn ContainerLayout,
     pub(crate) disk: Arc<Disk>,
     file: Mutex<Option<Arc<dyn BlockFile>>>,
-    growth: Mutex<()>,
+    pub(crate) growth: Mutex<()>,
     pub(crate) state: Mutex<State>,
 }
 
@@ -58,13 +59,17 @@ pub(crate) struct State {
     pub(crate) is_full: bool,
     /// The replica is dropped.
     pub(crate) is_dropped: bool,
+    /// Damage was found: bytes of an indexed block, a row, or the header are not what they were.
     pub(crate) is_unhealthy: bool,
+    /// Pages a crash left that are no whole block. No damage: nobody was promised them, as far as is known here.
     pub(crate) suspect_pages: u64,
+    /// Of these, the extents whose header can be read.
+    pub(crate) suspects: Vec<(LocalId, Extent)>,
     pub(crate) used_bytes: u64,
     pub(crate) block_count: u64,
     pub(crate) deletion_done: u64,
-    /// The last deletion transaction that goes into the row: durable a moment later, and reported only then.
-    pub(crate) deletion_begun: u64,
+    /// Copies that are being made from this replica: nothing is punched meanwhile.
+    pub(crate) fetches: u32,
     /// Ids with a write under way.
     pub(crate) writing: HashSet<LocalId>,
     /// Extents given out and not yet durable, by offset.
@@ -360,6 +365,10 @@ impl Container {
             None => match self.disk.index.block(self.id(), local) {
                 Ok(Some(extent)) => extent,
                 Ok(None) => return Err(BlockError::NoBlock(self.block(local))),
+                Err(IndexError::Io { reason, .. }) => {
+                    let error = self.disk.read_failed("look up a block", std::io::Error::other(reason));
+                    return Err(error);
+                }
                 Err(error) => {
                     self.found_damage("a row of the index is corrupt");
                     tracing::error!(block = %self.block(local), %error, "cannot look up a block");
@@ -368,6 +377,17 @@ impl Container {
             },
         };
         Ok(pinned)
+    }
+
+    /// The same where the extent is known: for copies, which read what was here when they began.
+    pub(crate) fn pin_known(self: &Arc<Self>, local: LocalId, extent: Extent) -> Result<Pinned, BlockError> {
+        self.disk.check(self.id())?;
+        let mut state = self.state.lock();
+        if state.is_dropped {
+            return Err(BlockError::NoContainer(self.id()));
+        }
+        *state.pins.entry(local).or_insert(0) += 1;
+        Ok(Pinned { container: self.clone(), local, extent })
     }
 
     /// Marks the replica unhealthy; SCM hears of it.
@@ -379,9 +399,15 @@ impl Container {
         self.disk.mark_dirty(self);
     }
 
-    /// The row the index should have. Under the index writer.
-    pub(crate) fn row(&self, state: &State) -> ContainerRow {
-        ContainerRow {
+    /// A read of the file failed: the replica is unhealthy, and the disk must show whether it still works.
+    pub(crate) fn read_failed(self: &Arc<Self>, error: std::io::Error) -> BlockError {
+        self.found_damage("its file cannot be read everywhere");
+        self.disk.read_failed("read a container", error)
+    }
+
+    /// The row the index should have, once `deletion` is done. Under the index writer.
+    pub(crate) fn row(&self, state: &State, deletion: Option<&Deletion<'_>>) -> ContainerRow {
+        let mut row = ContainerRow {
             generation: self.header.generation,
             replication: self.header.replication,
             next_offset: state.next_offset,
@@ -392,28 +418,44 @@ impl Container {
             suspect_pages: state.suspect_pages,
             used_bytes: state.used_bytes,
             block_count: state.block_count,
-            deletion_done: state.deletion_begun,
+            deletion_done: state.deletion_done,
+        };
+        if let Some(deletion) = deletion {
+            let bytes: u64 = deletion.removed.iter().map(|(_, extent)| extent.length).sum();
+            let suspect: u64 = deletion.suspects.iter().map(|(_, extent)| extent.size / PAGE_BYTES).sum();
+            row.used_bytes = row.used_bytes.saturating_sub(bytes);
+            row.block_count = row.block_count.saturating_sub(deletion.removed.len() as u64);
+            row.suspect_pages = row.suspect_pages.saturating_sub(suspect);
+            row.deletion_done = deletion.transaction;
         }
+        row
     }
 
     /// Puts what the index lacks into `batch`. Under the index writer.
-    pub(crate) fn collect(&self, batch: &mut IndexBatch) -> Vec<LocalId> {
+    pub(crate) fn collect(&self, batch: &mut IndexBatch, deletion: Option<&Deletion<'_>>) -> Vec<LocalId> {
         let state = self.state.lock();
         if state.is_dropped {
             return Vec::new();
         }
         let locals: Vec<LocalId> = state.recent.keys().copied().collect();
         batch.put_blocks.extend(state.recent.iter().map(|(local, extent)| (self.id(), *local, *extent)));
-        batch.put_containers.push((self.id(), self.row(&state)));
+        batch.put_containers.push((self.id(), self.row(&state, deletion)));
         locals
     }
 
     /// The index has these now. Under the index writer.
-    pub(crate) fn collected(&self, locals: &[LocalId]) {
+    pub(crate) fn collected(&self, locals: &[LocalId], deletion: Option<&Deletion<'_>>) {
         let mut state = self.state.lock();
         for local in locals {
             state.recent.remove(local);
         }
+        let Some(deletion) = deletion else { return };
+        // Blocks that were settled since the row was made count too, so the difference is taken again.
+        let row = self.row(&state, Some(deletion));
+        (state.used_bytes, state.block_count) = (row.used_bytes, row.block_count);
+        (state.suspect_pages, state.deletion_done) = (row.suspect_pages, row.deletion_done);
+        state.to_punch.extend(deletion.removed.iter().chain(&deletion.suspects));
+        state.suspects.retain(|suspect| !deletion.suspects.contains(suspect));
     }
 
     /// What SCM is told. A full container reports its limit as written, so that SCM closes it.
@@ -433,11 +475,19 @@ impl Container {
             block_count: state.block_count,
             deletion_done: state.deletion_done,
             is_unhealthy: state.is_unhealthy,
-            condition: if self.disk.is_failed() { ReplicaCondition::Lost } else { ReplicaCondition::Whole },
+            condition: match (self.disk.is_failed(), self.header.is_copy) {
+                (true, _) => ReplicaCondition::Lost,
+                // A copy has its name and its seal only once it was verified.
+                (false, true) => ReplicaCondition::CopyVerified,
+                (false, false) => ReplicaCondition::Whole,
+            },
             disk: self.disk.io.name(),
         }
     }
 }
+
+/// The generation SCM opens containers with. Copies have higher ones.
+pub(crate) const FIRST_GENERATION: Generation = Generation(1);
 
 const NOWHERE: Extent = Extent { offset: 0, size: 0, length: 0, digest: wire::chunk::BlockDigest(0) };
 

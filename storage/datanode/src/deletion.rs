@@ -20,7 +20,18 @@ use crate::extent::{PAGE_BYTES, encode_seal};
 use crate::index::{Extent, IndexBatch};
 use crate::metrics;
 
-/// Deletes `blocks`, durably; the space follows when their readers have gone.
+/// A deletion on its way into the index.
+pub(crate) struct Deletion<'a> {
+    pub(crate) container: &'a Arc<Container>,
+    pub(crate) transaction: u64,
+    /// Live blocks that go.
+    pub(crate) removed: Vec<(LocalId, Extent)>,
+    /// Suspects of those ids: OM owes them to nobody.
+    pub(crate) suspects: Vec<(LocalId, Extent)>,
+}
+
+/// Deletes `blocks`, durably; the space follows when their readers have gone. Only the transaction after the last one
+/// that was done is taken: a number says that all before it were done too.
 pub(crate) fn delete_blocks(
     container: &Arc<Container>,
     transaction: u64,
@@ -31,16 +42,23 @@ pub(crate) fn delete_blocks(
     {
         let _writer = disk.index_writer.lock();
         disk.check_index_room()?;
-        if container.state.lock().deletion_done >= transaction {
-            return Ok(());
-        }
-        // Ids are barred before the look: a write that settles later is refused, one that settled is found.
-        let recent: Vec<Option<Extent>> = {
+        // Ids are barred before the look: a write that settles later is refused, one that settled is found. OM has freed
+        // them for ever, so they stay barred if the rest fails.
+        let (recent, suspects) = {
             let mut state = container.state.lock();
+            if state.deletion_done >= transaction {
+                return Ok(());
+            }
+            if state.deletion_done + 1 != transaction {
+                return Err(BlockError::Refused(container.id(), "an earlier deletion is not done here"));
+            }
             if !state.is_sealed {
                 state.deleted.extend(blocks);
             }
-            blocks.iter().map(|local| state.recent.remove(local)).collect()
+            let recent: Vec<Option<Extent>> =
+                blocks.iter().map(|local| state.recent.get(local).copied()).collect();
+            let suspects = state.suspects.iter().filter(|(local, _)| blocks.contains(local));
+            (recent, suspects.copied().collect::<Vec<_>>())
         };
         let mut removed = Vec::new();
         for (local, recent) in blocks.iter().zip(recent) {
@@ -49,31 +67,20 @@ pub(crate) fn delete_blocks(
             let extent = recent.or(indexed.unwrap_or(None));
             removed.extend(extent.map(|extent| (*local, extent)));
         }
+        let to_punch = removed.iter().chain(&suspects);
         let mut batch = IndexBatch {
             remove_blocks: blocks.iter().map(|local| (container.id(), *local)).collect(),
-            put_intents: removed.iter().map(|(local, extent)| (container.id(), *local, *extent)).collect(),
+            put_intents: to_punch.map(|(local, extent)| (container.id(), *local, *extent)).collect(),
+            remove_suspects: suspects.iter().map(|(_, extent)| (container.id(), extent.offset)).collect(),
             ..IndexBatch::default()
         };
-        {
-            let mut state = container.state.lock();
-            if !state.is_sealed {
-                batch.put_deleted = batch.remove_blocks.clone();
-            }
-            for (_, extent) in &removed {
-                state.used_bytes = state.used_bytes.saturating_sub(extent.length);
-                state.block_count = state.block_count.saturating_sub(1);
-            }
-            state.deletion_begun = transaction;
+        if !container.state.lock().is_sealed {
+            batch.put_deleted = batch.remove_blocks.clone();
         }
-        disk.mark_dirty(container);
-        disk.flush_index_with(batch, true)?;
+        let deletion = Deletion { container, transaction, removed, suspects };
+        metrics::blocks_deleted(deletion.removed.len() as u64);
+        disk.flush_index_with(batch, true, Some(&deletion))?;
         wire::failpoint::hit("datanode_delete_intent");
-        {
-            let mut state = container.state.lock();
-            state.deletion_done = transaction;
-            state.to_punch.extend(&removed);
-        }
-        metrics::blocks_deleted(removed.len() as u64);
     }
     disk.changed(container.id());
     punch_deleted(container)
@@ -87,7 +94,8 @@ pub(crate) fn punch_deleted(container: &Arc<Container>) -> Result<(), BlockError
     let _writer = disk.index_writer.lock();
     let due: Vec<(LocalId, Extent)> = {
         let state = container.state.lock();
-        if state.is_dropped {
+        // What is being copied from here is as it was when the copy began.
+        if state.is_dropped || state.fetches > 0 {
             return Ok(());
         }
         state.to_punch.iter().filter(|(local, _)| !state.pins.contains_key(local)).copied().collect()
@@ -106,11 +114,11 @@ pub(crate) fn punch_deleted(container: &Arc<Container>) -> Result<(), BlockError
     wire::failpoint::hit("datanode_delete_punched");
     container.state.lock().to_punch.retain(|entry| !due.contains(entry));
     let batch = IndexBatch {
-        remove_intents: due.iter().map(|(local, _)| (container.id(), *local)).collect(),
+        remove_intents: due.iter().map(|(_, extent)| (container.id(), extent.offset)).collect(),
         ..IndexBatch::default()
     };
     // Not durable: an intent that comes back is worked off again.
-    disk.flush_index_with(batch, false)
+    disk.flush_index_with(batch, false, None)
 }
 
 /// Looks before it punches: an index that is wrong must not cost another block its bytes.
@@ -119,7 +127,7 @@ fn is_punchable(container: &Arc<Container>, local: LocalId, extent: &Extent) -> 
     let page = container
         .file()?
         .read_at(extent.offset, layout.header_bytes())
-        .map_err(|error| container.disk.io_failed("read a block", error))?;
+        .map_err(|error| container.read_failed(error))?;
     if page.iter().all(|byte| *byte == 0) {
         return Ok(true);
     }
@@ -150,12 +158,23 @@ pub(crate) fn close(container: &Arc<Container>) -> Result<(), BlockError> {
     seal(container)
 }
 
-/// Writes the seal. The index must be durable and no write under way.
+/// Cuts off what no extent got, and writes the seal. The index must be durable and no write under way.
 pub(crate) fn seal(container: &Arc<Container>) -> Result<(), BlockError> {
     let disk = &container.disk;
-    let end = container.state.lock().next_offset;
+    // Nobody grows or zero-fills the file meanwhile; the next to come finds that it must not.
+    let _growth = container.growth.lock();
+    let end = {
+        let state = container.state.lock();
+        if state.is_sealed || state.is_dropped {
+            return Ok(());
+        }
+        state.next_offset
+    };
     let file = container.file()?;
-    file.write_at(PAGE_BYTES, &[&encode_seal(&container.header, end)])
+    if state_end(container) > end {
+        file.set_length(end).map_err(|error| disk.io_failed("cut a container", error))?;
+    }
+    file.write_at(PAGE_BYTES, &[&encode_seal(&container.header, end, 0)])
         .map_err(|error| disk.io_failed("seal a container", error))?;
     disk.sync("seal a container", container.id(), || file.sync_data())?;
     wire::failpoint::hit("datanode_container_sealed");
@@ -163,6 +182,7 @@ pub(crate) fn seal(container: &Arc<Container>) -> Result<(), BlockError> {
         let mut state = container.state.lock();
         state.is_sealed = true;
         state.deleted = Default::default();
+        (state.allocated_end, state.zeroed_end) = (end, end);
     }
     disk.mark_dirty(container);
     disk.changed(container.id());
@@ -170,10 +190,14 @@ pub(crate) fn seal(container: &Arc<Container>) -> Result<(), BlockError> {
     // The seal bars every id, so the barred ones need no rows. Not durable: rows that come back do no harm.
     let _writer = disk.index_writer.lock();
     let batch = IndexBatch { clear_deleted: Some(container.id()), ..IndexBatch::default() };
-    if let Err(error) = disk.flush_index_with(batch, false) {
+    if let Err(error) = disk.flush_index_with(batch, false, None) {
         tracing::warn!(container = %container.id(), %error, "barred ids of a sealed container keep their rows");
     }
     Ok(())
+}
+
+fn state_end(container: &Container) -> u64 {
+    container.state.lock().allocated_end
 }
 
 /// Drops the replica: the tombstone is durable before the file goes.

@@ -29,9 +29,11 @@ use wire::ids::{ContainerId, Generation};
 
 use crate::config::DatanodeConfig;
 use crate::container::Container;
+use crate::deletion::Deletion;
 use crate::error::BlockError;
 use crate::file_cache::FileCache;
 use crate::group_commit::CommitQueue;
+use crate::identity::{IDENTITY_NAME, Identity};
 use crate::index::{Index, IndexBatch};
 use platform::actor::{self, Ended};
 use platform::disk::{DiskIo, OpenMode, Room};
@@ -53,6 +55,8 @@ const PREPARE_AHEAD_BYTES: u64 = 16 << 20;
 const KEEPER_QUEUE: usize = 1;
 /// Containers waiting to be zero-filled; more are left out, since their next writer asks again.
 const PREPARE_QUEUE: usize = 64;
+/// Reads that may fail in a life of the process before the disk is given up.
+const READ_ERRORS_MAX: u64 = 64;
 /// Blocks that wait for the index before the keeper is woken early.
 const RECENT_WAKE: usize = 4096;
 
@@ -69,6 +73,9 @@ pub(crate) struct Disk {
     failed: AtomicBool,
     /// See [`Disk::sync`].
     syncing: Mutex<()>,
+    /// The identity file's bytes, as they were at the start.
+    identity: Vec<u8>,
+    read_errors: AtomicU64,
     big_writes: AtomicUsize,
     dirty: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
     changes: Arc<Changes>,
@@ -99,6 +106,10 @@ impl Changes {
         self.changed.lock().insert(container);
     }
 
+    pub(crate) fn add_all(&self, containers: &BTreeSet<ContainerId>) {
+        self.changed.lock().extend(containers);
+    }
+
     pub(crate) fn take(&self) -> BTreeSet<ContainerId> {
         std::mem::take(&mut *self.changed.lock())
     }
@@ -112,6 +123,7 @@ impl Disk {
         changes: Arc<Changes>,
         config: &DatanodeConfig,
         room: Room,
+        identity: &Identity,
     ) -> Arc<Self> {
         let (keeper, keeper_inbox) = mpsc::channel(KEEPER_QUEUE);
         let (preparer, preparer_inbox) = mpsc::channel(PREPARE_QUEUE);
@@ -129,6 +141,8 @@ impl Disk {
             reserve: config.reserve_bytes.min(room.capacity / 16),
             syncing: Mutex::new(()),
             failed: AtomicBool::new(false),
+            identity: identity.encode(),
+            read_errors: AtomicU64::new(0),
             big_writes: AtomicUsize::new(0),
             dirty: Mutex::new(BTreeMap::new()),
             changes,
@@ -194,6 +208,36 @@ impl Disk {
             self.fail(doing, source);
         }
         error
+    }
+
+    /// A read failed. One bad sector is the loss of what lies there; a disk that does not answer at all, or has many of
+    /// them, leaves service.
+    pub(crate) fn read_failed(&self, doing: &str, error: io::Error) -> BlockError {
+        let count = self.read_errors.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::error!(disk = %self.io.name(), doing, %error, count, "a disk does not read");
+        if count > READ_ERRORS_MAX {
+            self.fail("read: too many errors", &error);
+        }
+        self.probe();
+        self.changes.urgent.notify_one();
+        BlockError::Unreadable
+    }
+
+    /// Looks whether the disk is still there and still ours: its identity is read from the medium through a file opened
+    /// for writing, so that a disk that was pulled out, unmounted, replaced or remounted read-only is noticed.
+    pub(crate) fn probe(&self) {
+        if self.is_failed() {
+            return;
+        }
+        let found = self.io.open(IDENTITY_NAME, OpenMode::Existing).and_then(|file| {
+            file.drop_cached()?;
+            file.read_at(0, self.identity.len() + 1)
+        });
+        match found {
+            Ok(bytes) if bytes == self.identity => {}
+            Ok(_) => self.fail("look at the disk", &"its identity is not what it was"),
+            Err(error) => self.fail("look at the disk", &error),
+        }
     }
 
     /// Runs one sync of a container's file. Any error, a full disk's too, takes this disk out of service.
@@ -298,19 +342,30 @@ impl Disk {
     /// Brings the index up to date; durably if asked. A checkpoint covers only data synced before.
     pub(crate) fn flush_index(&self, is_durable: bool) -> Result<(), BlockError> {
         let _writer = self.index_writer.lock();
-        self.flush_index_with(IndexBatch::default(), is_durable)
+        self.flush_index_with(IndexBatch::default(), is_durable, None)
     }
 
-    /// The same with further changes in the same transaction. Under the index writer.
-    pub(crate) fn flush_index_with(&self, mut batch: IndexBatch, is_durable: bool) -> Result<(), BlockError> {
+    /// The same with further changes in the same transaction, and a deletion whose effects on its container's numbers
+    /// show once they are durable. Under the index writer. If it fails, nothing has changed in memory.
+    pub(crate) fn flush_index_with(
+        &self,
+        mut batch: IndexBatch,
+        is_durable: bool,
+        deletion: Option<&Deletion<'_>>,
+    ) -> Result<(), BlockError> {
         if self.is_failed() {
             return Err(BlockError::Index("the disk is out of service".to_owned()));
         }
         // Before anything is taken from the containers: what waits for the index goes on waiting.
         self.check_index_room()?;
-        let dirty: Vec<Arc<Container>> = std::mem::take(&mut *self.dirty.lock()).into_values().collect();
+        let mut dirty = std::mem::take(&mut *self.dirty.lock());
+        if let Some(deletion) = deletion {
+            dirty.insert(deletion.container.id(), deletion.container.clone());
+        }
         self.recent_count.store(0, Ordering::Relaxed);
-        let collected: Vec<_> = dirty.iter().map(|container| container.collect(&mut batch)).collect();
+        let deletion_of = |id: ContainerId| deletion.filter(|deletion| deletion.container.id() == id);
+        let collected: Vec<_> =
+            dirty.iter().map(|(id, container)| container.collect(&mut batch, deletion_of(*id))).collect();
         if is_durable {
             wire::failpoint::hit("datanode_index_checkpoint");
         }
@@ -319,8 +374,8 @@ impl Disk {
             self.fail("write the index", &error);
             return Err(BlockError::Index(error.to_string()));
         }
-        for (container, locals) in dirty.iter().zip(&collected) {
-            container.collected(locals);
+        for ((id, container), locals) in dirty.iter().zip(&collected) {
+            container.collected(locals, deletion_of(*id));
         }
         let (saved, unsaved) = if is_durable { (true, 0) } else { (false, wire::clock::steady_ns().max(1)) };
         if saved || self.unsaved_since_ns.load(Ordering::Relaxed) == 0 {
@@ -394,7 +449,7 @@ impl Disk {
         let _writer = self.index_writer.lock();
         let batch =
             IndexBatch { drop_container: Some((container, generation, now_ms)), ..IndexBatch::default() };
-        self.flush_index_with(batch, true)
+        self.flush_index_with(batch, true, None)
     }
 }
 

@@ -102,6 +102,12 @@ pub enum OpenError {
         /// Which.
         container: ContainerId,
     },
+    /// There is no room to open it.
+    #[error("the disk {disk} is full: its index cannot be opened; make room and start again")]
+    Full {
+        /// The disk.
+        disk: String,
+    },
     /// The index failed.
     #[error("the index of the disk {disk} failed: {reason}")]
     Index {
@@ -110,6 +116,14 @@ pub enum OpenError {
         /// What redb said.
         reason: String,
     },
+}
+
+impl OpenError {
+    /// Whether it is the trouble of one disk, which others of the datanode need not share. What a person did wrong
+    /// (another cluster's disk, a disk in use) is not: the start is refused.
+    pub(crate) fn is_of_one_disk(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Io { .. } | Self::Full { .. } | Self::Index { .. })
+    }
 }
 
 /// Why a block operation was not done.
@@ -127,12 +141,21 @@ pub enum BlockError {
     /// An input or output error. The disk leaves service.
     #[error("disk input or output failed")]
     Io(#[source] io::Error),
+    /// The disk does not give the bytes back.
+    #[error("stored bytes cannot be read")]
+    Unreadable,
     /// The index failed.
     #[error("the block index failed: {0}")]
     Index(String),
     /// Damage on disk.
     #[error("block {0} is damaged: {1}")]
     Corrupt(BlockId, &'static str),
+    /// Damage of a replica, in no block that could be named.
+    #[error("the replica of container {0} is damaged: {1}")]
+    Damaged(ContainerId, &'static str),
+    /// Too much is asked at once.
+    #[error("this datanode is sending as many replicas as it may: try again")]
+    Overloaded,
     /// Damage on the way here.
     #[error("chunk {0} arrived damaged")]
     ArrivedDamaged(u64),
@@ -171,10 +194,12 @@ impl BlockError {
         match self {
             Self::DiskFailed(_) | Self::NoDisk | Self::Io(_) | Self::Index(_) => Status::Internal,
             Self::DiskFull => Status::DiskFull,
-            Self::Corrupt(..) | Self::ArrivedDamaged(_) => Status::Corrupt,
+            Self::Corrupt(..) | Self::Damaged(..) | Self::ArrivedDamaged(_) | Self::Unreadable => {
+                Status::Corrupt
+            }
             Self::NoBlock(_) | Self::NoContainer(_) => Status::NotFound,
             Self::Refused(..) => Status::Refused,
-            Self::Busy(_) | Self::NoKeys | Self::Stopping => Status::Retry,
+            Self::Busy(_) | Self::NoKeys | Self::Stopping | Self::Overloaded => Status::Retry,
             Self::Invalid(_) => Status::Invalid,
             Self::Denied(_) => Status::Denied,
             Self::Stream(failure) => failure.status,

@@ -32,6 +32,7 @@ const SEAL_MAGIC: [u8; 8] = *b"FzSealed";
 const FLAG_EXACT: u32 = 1;
 const CONTAINER_HEADER_BYTES: usize = 88;
 const SEAL_BYTES: usize = 48;
+const FLAG_COPY: u16 = 1;
 
 /// Random bytes of a container that never leave the node.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct ContainerHeader {
     pub replication: Replication,
     /// 0 for replication; a shard number for erasure coding.
     pub replica_index: u8,
+    /// Made by copying another replica, not by writers.
+    pub is_copy: bool,
     /// The cluster.
     pub cluster: ClusterId,
     /// See [`Salt`].
@@ -234,7 +237,8 @@ impl ContainerHeader {
         Fields(&mut page, 0)
             .put(&CONTAINER_MAGIC)
             .put(&self.layout.to_le_bytes())
-            .put(&[replication, self.replica_index, 0, 0])
+            .put(&[replication, self.replica_index])
+            .put(&(if self.is_copy { FLAG_COPY } else { 0 }).to_le_bytes())
             .put(&self.container.0.to_le_bytes())
             .put(&self.generation.0.to_le_bytes())
             .put(self.cluster.0.as_bytes())
@@ -263,34 +267,45 @@ impl ContainerHeader {
             generation: Generation(u64_at(bytes, 24)),
             replication,
             replica_index: bytes[13],
+            is_copy: bytes[14] & FLAG_COPY as u8 != 0,
             cluster: ClusterId(Uuid::from_slice(&bytes[32..48]).ok()?),
             salt: Salt(bytes[48..64].try_into().ok()?),
         })
     }
 }
 
-/// The seal: the second page of a file that takes no more blocks. `end` is where the last extent ends.
-pub fn encode_seal(header: &ContainerHeader, end: u64) -> Vec<u8> {
+/// What a seal says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seal {
+    /// Where the last extent ends.
+    pub end: u64,
+    /// The last deletion transaction that was done when a copy was made. 0 in a file that was written here: its
+    /// deletions are known to the index alone, since they may not have been punched yet.
+    pub deletion_done: u64,
+}
+
+/// The seal: the second page of a file that takes no more blocks. See [`Seal`].
+pub fn encode_seal(header: &ContainerHeader, end: u64, deletion_done: u64) -> Vec<u8> {
     let mut page = vec![0; PAGE_BYTES as usize];
     Fields(&mut page, 0)
         .put(&SEAL_MAGIC)
         .put(&header.container.0.to_le_bytes())
         .put(&header.generation.0.to_le_bytes())
         .put(&end.to_le_bytes())
-        .put(&[0; 8]);
+        .put(&deletion_done.to_le_bytes());
     let crc = salted_crc(&page[..SEAL_BYTES - 8], PAGE_BYTES, &header.salt);
     page[SEAL_BYTES - 8..SEAL_BYTES].copy_from_slice(&crc.to_le_bytes());
     page
 }
 
-/// Where the last extent of a sealed file ends; None if the page is not its seal.
-pub fn decode_seal(page: &[u8], header: &ContainerHeader) -> Option<u64> {
+/// What the seal says; None if the page is not this file's seal.
+pub fn decode_seal(page: &[u8], header: &ContainerHeader) -> Option<Seal> {
     let bytes = page.get(..SEAL_BYTES)?;
     let is_ours = bytes[..8] == SEAL_MAGIC
         && u64_at(bytes, 8) == header.container.0
         && u64_at(bytes, 16) == header.generation.0
         && u64_at(bytes, SEAL_BYTES - 8) == salted_crc(&bytes[..SEAL_BYTES - 8], PAGE_BYTES, &header.salt);
-    is_ours.then(|| u64_at(bytes, 24))
+    is_ours.then(|| Seal { end: u64_at(bytes, 24), deletion_done: u64_at(bytes, 32) })
 }
 
 #[cfg(test)]

@@ -141,21 +141,28 @@ mod tests {
     use crate::disk::Changes;
     use crate::extent::{ContainerHeader, Salt};
     use crate::layout::LAYOUT_CURRENT;
-    use crate::open::{create_container, open_disks};
+    use crate::open::{LeftOut, create_container, open_disks};
     use platform::simulated::{Faults, SimulatedDisk};
 
     /// A disk without threads: the test commits.
     fn disk_and_container(simulated: &SimulatedDisk) -> (Arc<Disk>, Arc<Container>) {
         let mut config = DatanodeConfig::new(Vec::new(), ClusterId::default());
         config.reserve_bytes = 0;
-        let opened =
-            open_disks(&config, vec![Arc::new(simulated.clone())], &Arc::new(Changes::default()), 0).unwrap();
+        let opened = open_disks(
+            &config,
+            vec![Arc::new(simulated.clone())],
+            LeftOut::default(),
+            &Arc::new(Changes::default()),
+            0,
+        )
+        .unwrap();
         let header = ContainerHeader {
             layout: LAYOUT_CURRENT,
             container: ContainerId(1),
             generation: Generation(1),
             replication: Replication::One,
             replica_index: 0,
+            is_copy: false,
             cluster: ClusterId::default(),
             salt: Salt([1; 16]),
         };

@@ -5,6 +5,8 @@
 //! durable commits of their own, since no file tells of them. Every durable commit asks for quick repair, or the next
 //! crash would cost a walk of the whole file.
 //!
+//! An error of the disk under redb is told from damage by asking the file: redb mixes the two.
+//!
 //! Rows carry a CRC over key and value (redb does not check pages on reads). A block row is fixed: offset, extent size,
 //! length, digest, CRC. A container row is MessagePack, so that later fields may be appended.
 //!
@@ -16,6 +18,7 @@ use std::io;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, WriteTransaction,
 };
@@ -31,6 +34,7 @@ const BLOCK: TableDefinition<'static, (u64, u64), &[u8]> = TableDefinition::new(
 const CONTAINER: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("container");
 const INTENT: TableDefinition<'static, (u64, u64), &[u8]> = TableDefinition::new("intent");
 const DELETED: TableDefinition<'static, (u64, u64), ()> = TableDefinition::new("deleted");
+const SUSPECT: TableDefinition<'static, (u64, u64), &[u8]> = TableDefinition::new("suspect");
 const TOMBSTONE: TableDefinition<'static, u64, (u64, u64)> = TableDefinition::new("tombstone");
 
 /// Where a block lies in its container file.
@@ -76,7 +80,15 @@ pub(crate) struct ContainerRow {
 /// The index failed. The text is for logs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum IndexError {
-    /// redb failed.
+    /// The disk failed under it.
+    #[error("{reason}")]
+    Io {
+        /// What the disk said.
+        reason: String,
+        /// There is no room.
+        is_full: bool,
+    },
+    /// redb failed on bytes that could be read: damage.
     #[error("{0}")]
     Redb(String),
     /// A row's CRC does not fit.
@@ -91,11 +103,27 @@ fn fail<E: Into<redb::Error>>(error: E) -> IndexError {
 /// The open index of a disk.
 pub(crate) struct Index {
     database: Database,
+    trouble: Arc<Trouble>,
+}
+
+/// The first error of the index's file.
+type Trouble = Mutex<Option<(String, bool)>>;
+
+/// What an error of redb means: the disk's if the file has had one.
+fn with_trouble(trouble: &Trouble, error: IndexError) -> IndexError {
+    match (&*trouble.lock(), error) {
+        (Some((reason, is_full)), IndexError::Redb(_)) => {
+            IndexError::Io { reason: reason.clone(), is_full: *is_full }
+        }
+        (_, error) => error,
+    }
 }
 
 /// Changes that commit together.
 #[derive(Default)]
 pub(crate) struct IndexBatch {
+    /// Containers whose rows go first of all: they describe another file than the one that is here.
+    pub(crate) purge: Vec<ContainerId>,
     /// Blocks that are durable now.
     pub(crate) put_blocks: Vec<(ContainerId, LocalId, Extent)>,
     /// Blocks that are no more.
@@ -104,8 +132,12 @@ pub(crate) struct IndexBatch {
     pub(crate) put_containers: Vec<(ContainerId, ContainerRow)>,
     /// Extents to punch.
     pub(crate) put_intents: Vec<(ContainerId, LocalId, Extent)>,
-    /// Extents that are punched.
-    pub(crate) remove_intents: Vec<(ContainerId, LocalId)>,
+    /// Extents that are punched, by their place.
+    pub(crate) remove_intents: Vec<(ContainerId, u64)>,
+    /// Extents that are no whole block, but whose header can be read.
+    pub(crate) put_suspects: Vec<(ContainerId, LocalId, Extent)>,
+    /// Suspects that are to be punched, by their place.
+    pub(crate) remove_suspects: Vec<(ContainerId, u64)>,
     /// Ids that no write may take any more.
     pub(crate) put_deleted: Vec<(ContainerId, LocalId)>,
     /// A container that is sealed and bars no single ids any more.
@@ -117,18 +149,23 @@ pub(crate) struct IndexBatch {
 }
 
 impl Index {
-    /// Opens or makes the index in `file`.
+    /// Opens or makes the index in `file`. [`IndexError::Redb`] means that the file is damaged.
     pub(crate) fn open(file: Arc<dyn BlockFile>, cache_bytes: usize) -> Result<Self, IndexError> {
-        let database = Database::builder()
-            .set_cache_size(cache_bytes)
-            .create_with_backend(Backend { file })
-            .map_err(fail)?;
-        let index = Self { database };
+        let trouble = Arc::new(Trouble::default());
+        let backend = Backend { file, trouble: trouble.clone() };
+        let opened = Self::open_backend(backend, cache_bytes, trouble.clone());
+        opened.map_err(|error| with_trouble(&trouble, error))
+    }
+
+    fn open_backend(backend: Backend, cache_bytes: usize, trouble: Arc<Trouble>) -> Result<Self, IndexError> {
+        let builder = Database::builder().set_cache_size(cache_bytes).create_with_backend(backend);
+        let index = Self { database: builder.map_err(fail)?, trouble };
         let txn = index.begin(true)?;
         txn.open_table(BLOCK).map_err(fail)?;
         txn.open_table(CONTAINER).map_err(fail)?;
         txn.open_table(INTENT).map_err(fail)?;
         txn.open_table(DELETED).map_err(fail)?;
+        txn.open_table(SUSPECT).map_err(fail)?;
         txn.open_table(TOMBSTONE).map_err(fail)?;
         txn.commit().map_err(fail)?;
         Ok(index)
@@ -146,7 +183,14 @@ impl Index {
 
     /// Commits `batch`; durable if asked.
     pub(crate) fn commit(&self, batch: &IndexBatch, is_durable: bool) -> Result<(), IndexError> {
+        self.commit_batch(batch, is_durable).map_err(|error| with_trouble(&self.trouble, error))
+    }
+
+    fn commit_batch(&self, batch: &IndexBatch, is_durable: bool) -> Result<(), IndexError> {
         let txn = self.begin(is_durable)?;
+        for container in &batch.purge {
+            remove_rows(&txn, *container)?;
+        }
         {
             let mut blocks = txn.open_table(BLOCK).map_err(fail)?;
             for (container, local, extent) in &batch.put_blocks {
@@ -162,11 +206,19 @@ impl Index {
             }
             let mut intents = txn.open_table(INTENT).map_err(fail)?;
             for (container, local, extent) in &batch.put_intents {
-                let row = encode_extent(*container, *local, extent);
-                intents.insert((container.0, local.0), row.as_slice()).map_err(fail)?;
+                let row = encode_placed(*container, *local, extent);
+                intents.insert((container.0, extent.offset), row.as_slice()).map_err(fail)?;
             }
-            for (container, local) in &batch.remove_intents {
-                intents.remove((container.0, local.0)).map_err(fail)?;
+            for (container, offset) in &batch.remove_intents {
+                intents.remove((container.0, *offset)).map_err(fail)?;
+            }
+            let mut suspects = txn.open_table(SUSPECT).map_err(fail)?;
+            for (container, local, extent) in &batch.put_suspects {
+                let row = encode_placed(*container, *local, extent);
+                suspects.insert((container.0, extent.offset), row.as_slice()).map_err(fail)?;
+            }
+            for (container, offset) in &batch.remove_suspects {
+                suspects.remove((container.0, *offset)).map_err(fail)?;
             }
             let mut deleted = txn.open_table(DELETED).map_err(fail)?;
             for (container, local) in &batch.put_deleted {
@@ -180,20 +232,21 @@ impl Index {
             for container in &batch.remove_tombstones {
                 tombstones.remove(container.0).map_err(fail)?;
             }
-            if let Some((container, generation, now_ms)) = batch.drop_container {
-                let all = (container.0, 0)..=(container.0, u64::MAX);
-                blocks.retain_in(all.clone(), |_, _| false).map_err(fail)?;
-                intents.retain_in(all.clone(), |_, _| false).map_err(fail)?;
-                deleted.retain_in(all, |_, _| false).map_err(fail)?;
-                containers.remove(container.0).map_err(fail)?;
-                tombstones.insert(container.0, (generation.0, now_ms)).map_err(fail)?;
-            }
+        }
+        if let Some((container, generation, now_ms)) = batch.drop_container {
+            remove_rows(&txn, container)?;
+            let mut tombstones = txn.open_table(TOMBSTONE).map_err(fail)?;
+            tombstones.insert(container.0, (generation.0, now_ms)).map_err(fail)?;
         }
         txn.commit().map_err(fail)
     }
 
     /// Where a block lies.
     pub(crate) fn block(&self, container: ContainerId, local: LocalId) -> Result<Option<Extent>, IndexError> {
+        self.look_up(container, local).map_err(|error| with_trouble(&self.trouble, error))
+    }
+
+    fn look_up(&self, container: ContainerId, local: LocalId) -> Result<Option<Extent>, IndexError> {
         let txn = self.database.begin_read().map_err(fail)?;
         let table = txn.open_table(BLOCK).map_err(fail)?;
         let Some(row) = table.get((container.0, local.0)).map_err(fail)? else { return Ok(None) };
@@ -204,36 +257,68 @@ impl Index {
     pub(crate) fn visit_blocks(
         &self,
         container: ContainerId,
-        visit: impl FnMut(LocalId, Extent),
+        mut visit: impl FnMut(LocalId, Extent),
     ) -> Result<u64, IndexError> {
-        self.visit_extents(BLOCK, container, visit)
+        self.visit(BLOCK, container, |row_key, value| {
+            let local = LocalId(row_key);
+            decode_extent(container, local, value).map(|extent| visit(local, extent)).is_some()
+        })
     }
 
     /// All open deletion intents of a container.
     pub(crate) fn intents_of(&self, container: ContainerId) -> Result<Vec<(LocalId, Extent)>, IndexError> {
-        let mut found = Vec::new();
-        self.visit_extents(INTENT, container, |local, extent| found.push((local, extent)))?;
-        Ok(found)
+        self.placed_of(INTENT, container)
     }
 
-    fn visit_extents(
+    /// All suspects of a container whose header can be read.
+    pub(crate) fn suspects_of(&self, container: ContainerId) -> Result<Vec<(LocalId, Extent)>, IndexError> {
+        self.placed_of(SUSPECT, container)
+    }
+
+    fn placed_of(
         &self,
         table: TableDefinition<'static, (u64, u64), &'static [u8]>,
         container: ContainerId,
-        mut visit: impl FnMut(LocalId, Extent),
+    ) -> Result<Vec<(LocalId, Extent)>, IndexError> {
+        let mut found = Vec::new();
+        self.visit(table, container, |_, value| {
+            let placed = decode_placed(container, value);
+            placed.map(|placed| found.push(placed)).is_some()
+        })?;
+        Ok(found)
+    }
+
+    /// Visits the rows of a container; `visit` says whether a row is right. Answers how many are not.
+    fn visit(
+        &self,
+        table: TableDefinition<'static, (u64, u64), &'static [u8]>,
+        container: ContainerId,
+        mut visit: impl FnMut(u64, &[u8]) -> bool,
     ) -> Result<u64, IndexError> {
-        let txn = self.database.begin_read().map_err(fail)?;
-        let table = txn.open_table(table).map_err(fail)?;
-        let mut corrupt = 0;
-        for row in table.range((container.0, 0)..=(container.0, u64::MAX)).map_err(fail)? {
-            let (row_key, value) = row.map_err(fail)?;
-            let local = LocalId(row_key.value().1);
-            match decode_extent(container, local, value.value()) {
-                Some(extent) => visit(local, extent),
-                None => corrupt += 1,
+        let mut walk = || {
+            let txn = self.database.begin_read().map_err(fail)?;
+            let table = txn.open_table(table).map_err(fail)?;
+            let mut corrupt = 0;
+            for row in table.range((container.0, 0)..=(container.0, u64::MAX)).map_err(fail)? {
+                let (row_key, value) = row.map_err(fail)?;
+                corrupt += u64::from(!visit(row_key.value().1, value.value()));
             }
+            Ok(corrupt)
+        };
+        walk().map_err(|error| with_trouble(&self.trouble, error))
+    }
+
+    /// All containers that have a row, with its generation if the row is right.
+    pub(crate) fn containers(&self) -> Result<Vec<(ContainerId, Option<ContainerRow>)>, IndexError> {
+        let txn = self.database.begin_read().map_err(fail)?;
+        let table = txn.open_table(CONTAINER).map_err(fail)?;
+        let mut found = Vec::new();
+        for row in table.iter().map_err(fail)? {
+            let (row_key, value) = row.map_err(fail)?;
+            let container = ContainerId(row_key.value());
+            found.push((container, decode_container(container, value.value())));
         }
-        Ok(corrupt)
+        Ok(found)
     }
 
     /// Ids of a container that no write may take.
@@ -271,6 +356,18 @@ impl Index {
     }
 }
 
+/// Takes away all that the index says of a container.
+fn remove_rows(txn: &WriteTransaction, container: ContainerId) -> Result<(), IndexError> {
+    for table in [BLOCK, INTENT, SUSPECT] {
+        let mut rows = txn.open_table(table).map_err(fail)?;
+        rows.retain_in((container.0, 0)..=(container.0, u64::MAX), |_, _| false).map_err(fail)?;
+    }
+    let mut deleted = txn.open_table(DELETED).map_err(fail)?;
+    deleted.retain_in((container.0, 0)..=(container.0, u64::MAX), |_, ()| false).map_err(fail)?;
+    txn.open_table(CONTAINER).map_err(fail)?.remove(container.0).map_err(fail)?;
+    Ok(())
+}
+
 const EXTENT_ROW_BYTES: usize = 36;
 
 fn extent_row_crc(container: ContainerId, local: LocalId, fields: &[u8]) -> u32 {
@@ -301,6 +398,19 @@ fn decode_extent(container: ContainerId, local: LocalId, row: &[u8]) -> Option<E
     Some(Extent { offset: number(0), size: number(8), length: number(16), digest: BlockDigest(number(24)) })
 }
 
+/// A row whose key is a place: the id, then as a block's row.
+fn encode_placed(container: ContainerId, local: LocalId, extent: &Extent) -> Vec<u8> {
+    let mut row = local.0.to_le_bytes().to_vec();
+    row.extend_from_slice(&encode_extent(container, local, extent));
+    row
+}
+
+fn decode_placed(container: ContainerId, row: &[u8]) -> Option<(LocalId, Extent)> {
+    let (local, row) = row.split_first_chunk::<8>()?;
+    let local = LocalId(u64::from_le_bytes(*local));
+    decode_extent(container, local, row).map(|extent| (local, extent))
+}
+
 fn container_row_crc(container: ContainerId, fields: &[u8]) -> u32 {
     extent_row_crc(container, LocalId(u64::MAX), fields)
 }
@@ -324,16 +434,27 @@ fn decode_container(container: ContainerId, bytes: &[u8]) -> Option<ContainerRow
 #[derive(Debug)]
 struct Backend {
     file: Arc<dyn BlockFile>,
+    trouble: Arc<Trouble>,
+}
+
+impl Backend {
+    fn noted<T>(&self, done: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &done {
+            self.trouble.lock().get_or_insert_with(|| (error.to_string(), crate::error::is_full(error)));
+        }
+        done
+    }
 }
 
 impl StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.file.length()
+        self.noted(self.file.length())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let bytes = self.file.read_at(offset, out.len())?;
+        let bytes = self.noted(self.file.read_at(offset, out.len()))?;
         if bytes.len() < out.len() {
+            // Too short: damage, not an error of the disk.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         out.copy_from_slice(&bytes);
@@ -341,14 +462,14 @@ impl StorageBackend for Backend {
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.file.set_length(length)
+        self.noted(self.file.set_length(length))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.noted(self.file.sync_data())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_at(offset, &[data])
+        self.noted(self.file.write_at(offset, &[data]))
     }
 }

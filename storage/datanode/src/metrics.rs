@@ -49,3 +49,14 @@ pub(crate) fn replicas(count: usize, used_bytes: u64) {
 pub(crate) fn suspect_pages(count: u64) {
     counter!("datanode_suspect_pages_total").increment(count);
 }
+
+/// A replica was copied here and verified.
+pub(crate) fn copy_done(bytes: u64) {
+    counter!("datanode_copies_total").increment(1);
+    counter!("datanode_copied_bytes_total").increment(bytes);
+}
+
+/// A replica was not copied.
+pub(crate) fn copy_failed() {
+    counter!("datanode_copies_failed_total").increment(1);
+}

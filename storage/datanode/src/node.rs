@@ -8,23 +8,29 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use client::service::{Datanodes, ScmService};
 use parking_lot::{Mutex, RwLock};
-use wire::block::{BlockClaim, DatanodeAddress, TokenKey};
+use tokio::sync::Semaphore;
+use wire::block::{BlockClaim, DatanodeAddress, Replication, TokenKey};
 use wire::ids::{ContainerId, DatanodeId, Generation};
-use wire::scm::{DiskReport, ReplicaReport};
+use wire::scm::{DiskReport, ReplicaCondition, ReplicaReport};
 
 use crate::config::DatanodeConfig;
 use crate::container::Container;
+use crate::copy::Copies;
 use crate::deletion;
 use crate::disk::{Changes, Disk};
 use crate::error::{BlockError, OpenError};
 use crate::extent::{ContainerHeader, Salt};
+use crate::fetch::FETCHES_MAX;
 use crate::heartbeat;
 use crate::layout::LAYOUT_CURRENT;
 use crate::metrics;
-use crate::open::{create_container, open_disks};
+use crate::open::{LeftOut, create_container, open_disks};
 use platform::actor::Ended;
 use platform::disk::{Directory, DiskIo};
 use platform::task;
+
+/// Dropped replicas remembered at most. Tokens of the oldest have long expired by then.
+const TOMBSTONES_MAX: usize = 1 << 20;
 
 /// A datanode in service. Cheap to clone.
 #[derive(Clone)]
@@ -39,8 +45,21 @@ pub(crate) struct Node {
     pub(crate) incarnation: u64,
     pub(crate) disks: Vec<Arc<Disk>>,
     pub(crate) containers: RwLock<BTreeMap<ContainerId, Arc<Container>>>,
+    /// Disks that were left out at the start.
+    failed_disks: Vec<DiskReport>,
+    /// Replicas that were here and of which nothing can be read.
+    pub(crate) lost: Mutex<BTreeMap<ContainerId, ReplicaReport>>,
+    /// All disks this datanode ever had were here at the start.
+    is_whole: bool,
     tombstones: Mutex<BTreeMap<ContainerId, Generation>>,
-    creating: Mutex<()>,
+    /// Held while a replica comes or goes.
+    pub(crate) creating: Mutex<()>,
+    /// Copies from other datanodes.
+    pub(crate) copies: Copies,
+    /// Places for copies to other datanodes.
+    pub(crate) fetches: Arc<Semaphore>,
+    /// Answers to commands for replicas that are not here, until SCM has heard them.
+    pub(crate) answers: Mutex<BTreeMap<ContainerId, ReplicaReport>>,
     pub(crate) keys: RwLock<Arc<Vec<TokenKey>>>,
     /// Whether SCM has taken us in and given us the token keys, without which every call is refused.
     pub(crate) is_registered: tokio::sync::watch::Sender<bool>,
@@ -58,18 +77,32 @@ impl Datanode {
     /// reactor, but inside a runtime.
     pub fn open(config: DatanodeConfig) -> Result<Self, OpenError> {
         let mut ios: Vec<Arc<dyn DiskIo>> = Vec::new();
+        let mut left_out = LeftOut::default();
         for path in &config.disks {
-            let directory = Directory::open(path)
-                .map_err(|source| OpenError::Unreachable { path: path.clone(), source })?;
-            ios.push(Arc::new(directory));
+            match Directory::open(path) {
+                Ok(directory) => ios.push(Arc::new(directory)),
+                Err(source) => {
+                    let error = OpenError::Unreachable { path: path.clone(), source };
+                    left_out.add(path.display().to_string(), error)?;
+                }
+            }
         }
-        Self::open_on(config, ios)
+        Self::open_with(config, ios, left_out)
     }
 
     /// The same on disks of the caller's making: for tests and simulators. `config.disks` is not looked at.
     pub fn open_on(config: DatanodeConfig, ios: Vec<Arc<dyn DiskIo>>) -> Result<Self, OpenError> {
+        Self::open_with(config, ios, LeftOut::default())
+    }
+
+    fn open_with(
+        config: DatanodeConfig,
+        ios: Vec<Arc<dyn DiskIo>>,
+        left_out: LeftOut,
+    ) -> Result<Self, OpenError> {
         let changes = Arc::new(Changes::default());
-        let opened = open_disks(&config, ios, &changes, wire::clock::now_ms())?;
+        let copies_max = config.copies_max;
+        let opened = open_disks(&config, ios, left_out, &changes, wire::clock::now_ms())?;
         let mut loops = Vec::new();
         for disk in &opened.disks {
             let started = disk.start().map_err(|source| OpenError::Io { disk: disk.io.name(), source })?;
@@ -86,8 +119,14 @@ impl Datanode {
                 incarnation: wire::random::u64(),
                 disks: opened.disks,
                 containers: RwLock::new(opened.containers),
+                failed_disks: opened.failed,
+                lost: Mutex::new(opened.lost),
+                is_whole: opened.is_whole,
                 tombstones: Mutex::new(opened.tombstones),
                 creating: Mutex::new(()),
+                copies: Copies::new(copies_max),
+                fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
+                answers: Mutex::default(),
                 keys: RwLock::default(),
                 is_registered: tokio::sync::watch::Sender::default(),
                 changes,
@@ -205,26 +244,43 @@ impl Node {
         if let Some(container) = self.container_for(claim)? {
             return Ok(container);
         }
-        if self.tombstones.lock().get(&claim.container).is_some_and(|dead| *dead >= claim.generation) {
+        if self.is_buried(claim.container, claim.generation) {
             return Err(BlockError::Refused(claim.container, "its replica here was dropped"));
         }
+        if self.lost.lock().contains_key(&claim.container) {
+            return Err(BlockError::Refused(claim.container, "its replica here is lost"));
+        }
+        if self.copies.is_running(claim.container) {
+            return Err(BlockError::Refused(claim.container, "its replica here is being copied"));
+        }
+        self.create(claim.container, claim.generation, claim.replication)
+    }
+
+    /// An empty replica of a container that was never here. Under `creating`.
+    pub(crate) fn create(
+        &self,
+        id: ContainerId,
+        generation: Generation,
+        replication: Replication,
+    ) -> Result<Arc<Container>, BlockError> {
         let disk = self.emptiest_disk()?;
         let header = ContainerHeader {
             layout: LAYOUT_CURRENT,
-            container: claim.container,
-            generation: claim.generation,
-            replication: claim.replication,
+            container: id,
+            generation,
+            replication,
             replica_index: 0,
+            is_copy: false,
             cluster: self.config.cluster,
             salt: Salt(wire::random::array()),
         };
         let container = create_container(&disk, header)?;
-        tracing::info!(container = %claim.container, disk = %disk.io.name(), "container replica created");
-        self.containers.write().insert(claim.container, container.clone());
+        tracing::info!(container = %id, disk = %disk.io.name(), "container replica created");
+        self.containers.write().insert(id, container.clone());
         Ok(container)
     }
 
-    fn emptiest_disk(&self) -> Result<Arc<Disk>, BlockError> {
+    pub(crate) fn emptiest_disk(&self) -> Result<Arc<Disk>, BlockError> {
         let healthy = self.disks.iter().filter(|disk| !disk.is_failed());
         let with_room = healthy.filter_map(|disk| Some((disk.room().ok()?.available, disk)));
         with_room
@@ -233,13 +289,89 @@ impl Node {
             .ok_or(BlockError::NoDisk)
     }
 
-    /// Drops a replica and remembers that it was.
+    /// Whether a replica of this or a later generation was dropped here.
+    pub(crate) fn is_buried(&self, container: ContainerId, generation: Generation) -> bool {
+        self.tombstones.lock().get(&container).is_some_and(|dead| *dead >= generation)
+    }
+
+    /// Whether a replica that is not found was never created: no disk is missing that could have had it.
+    pub(crate) fn misses_nothing(&self) -> bool {
+        self.is_whole && self.disks.iter().all(|disk| !disk.is_failed())
+    }
+
+    /// The replica of a lower generation; refused if there is one of this or a higher. Under `creating`.
+    pub(crate) fn older_than(
+        &self,
+        id: ContainerId,
+        generation: Generation,
+    ) -> Result<Option<Arc<Container>>, BlockError> {
+        let found = self.containers.read().get(&id).cloned();
+        if found.as_ref().is_some_and(|container| container.header.generation >= generation)
+            || self.is_buried(id, generation)
+        {
+            return Err(BlockError::Refused(id, "its replica here is of a later generation"));
+        }
+        Ok(found)
+    }
+
+    /// Drops a replica for good. One on a disk that has failed is forgotten: should the disk come back, SCM sees it and
+    /// says so again. Under `creating`.
     pub(crate) fn drop_replica(&self, container: &Arc<Container>) -> Result<(), BlockError> {
-        let _creating = self.creating.lock();
-        self.tombstones.lock().insert(container.id(), container.header.generation);
-        deletion::drop_replica(container, wire::clock::now_ms())?;
+        if !container.disk.is_failed() {
+            deletion::drop_replica(container, wire::clock::now_ms())?;
+        }
+        self.bury(container.id(), container.header.generation);
         self.containers.write().remove(&container.id());
         Ok(())
+    }
+
+    /// Drops what is left of a lost replica in the indexes. Under `creating`.
+    pub(crate) fn drop_lost(&self, id: ContainerId, generation: Generation) -> Result<(), BlockError> {
+        for disk in self.disks.iter().filter(|disk| !disk.is_failed()) {
+            let row = disk.index.container(id);
+            if row.map_err(|error| BlockError::Index(error.to_string()))?.is_some() {
+                disk.drop_replica(id, generation, wire::clock::now_ms())?;
+            }
+        }
+        self.lost.lock().remove(&id);
+        self.bury(id, generation);
+        Ok(())
+    }
+
+    /// Remembers that a replica was dropped: no late token or order makes it again.
+    pub(crate) fn bury(&self, container: ContainerId, generation: Generation) {
+        let mut tombstones = self.tombstones.lock();
+        if tombstones.len() >= TOMBSTONES_MAX {
+            tombstones.pop_first();
+        }
+        let dead = tombstones.entry(container).or_insert(generation);
+        *dead = generation.max(*dead);
+    }
+
+    /// What SCM is told of one container: its replica here, a copy under way, a replica that was lost.
+    pub(crate) fn reports_of(&self, id: ContainerId) -> Vec<ReplicaReport> {
+        let replica = self.containers.read().get(&id).map(|container| container.report());
+        let lost = self.lost.lock().get(&id).cloned();
+        replica.into_iter().chain(self.copies.report(id)).chain(lost).collect()
+    }
+
+    /// Answers a command for a replica that is not here.
+    pub(crate) fn answer(&self, id: ContainerId, generation: Generation, condition: ReplicaCondition) {
+        let report = ReplicaReport {
+            container: id,
+            generation,
+            replication: Replication::Three,
+            is_sealed: false,
+            written_bytes: 0,
+            used_bytes: 0,
+            block_count: 0,
+            deletion_done: 0,
+            is_unhealthy: false,
+            condition,
+            disk: String::new(),
+        };
+        self.answers.lock().insert(id, report);
+        self.changes.urgent.notify_one();
     }
 
     pub(crate) fn disk_reports(&self) -> Vec<DiskReport> {
@@ -255,6 +387,7 @@ impl Node {
                     is_failed: disk.is_failed(),
                 }
             })
+            .chain(self.failed_disks.iter().cloned())
             .collect();
         metrics::disks_failed(reports.iter().filter(|report| report.is_failed).count());
         reports
@@ -262,8 +395,11 @@ impl Node {
 
     pub(crate) fn replica_reports(&self) -> Vec<ReplicaReport> {
         let containers = self.containers.read();
-        let reports: Vec<ReplicaReport> = containers.values().map(|container| container.report()).collect();
+        let mut reports: Vec<ReplicaReport> =
+            containers.values().map(|container| container.report()).collect();
         drop(containers);
+        reports.extend(self.copies.reports());
+        reports.extend(self.lost.lock().values().cloned());
         metrics::replicas(reports.len(), reports.iter().map(|report| report.used_bytes).sum());
         reports
     }

@@ -13,6 +13,7 @@ use client::service::ChunkStream;
 use tokio::task::JoinHandle;
 use wire::chunk::{BlockDigest, ChunkRun, chunk_count, chunk_crc};
 use wire::datanode::ReadBlock;
+use wire::ids::BlockId;
 use wire::limits::CHUNK_BYTES;
 use wire::status::{Failure, Status};
 
@@ -23,7 +24,7 @@ use crate::metrics;
 use platform::task;
 
 /// An extent at most this long is read at once.
-const WHOLE_READ_BYTES_MAX: u64 = 128 << 10;
+pub(crate) const WHOLE_READ_BYTES_MAX: u64 = 128 << 10;
 
 /// Answers one read.
 pub(crate) async fn read(container: Arc<Container>, request: ReadBlock) -> Result<ChunkStream, BlockError> {
@@ -37,7 +38,7 @@ pub(crate) async fn read(container: Arc<Container>, request: ReadBlock) -> Resul
         container.found_damage("a block is not the one its reader knows");
         return Err(BlockError::Corrupt(request.block, "it is not the block that was asked for"));
     }
-    let reader = Arc::new(Reader { pinned, request });
+    let reader = Arc::new(Reader { pinned, offset: request.offset, length: request.length });
     let stream = if extent.size <= WHOLE_READ_BYTES_MAX {
         reader.read_whole().await?
     } else {
@@ -46,27 +47,39 @@ pub(crate) async fn read(container: Arc<Container>, request: ReadBlock) -> Resul
     Ok(stream)
 }
 
-struct Reader {
+/// Reads one block and checks what it reads against the digest of its extent.
+pub(crate) struct Reader {
     pinned: Pinned,
-    request: ReadBlock,
+    offset: u64,
+    length: u64,
 }
 
 impl Reader {
+    /// A reader of the whole block.
+    pub(crate) fn whole(pinned: Pinned) -> Self {
+        let length = pinned.extent.length;
+        Self { pinned, offset: 0, length }
+    }
+
+    fn block(&self) -> BlockId {
+        self.container().block(self.pinned.local)
+    }
+
     fn container(&self) -> &Arc<Container> {
         &self.pinned.container
     }
 
     fn damaged(&self, what: &'static str) -> BlockError {
         metrics::damage_found();
-        tracing::error!(block = %self.request.block, what, "stored block is damaged");
+        tracing::error!(block = %self.block(), what, "stored block is damaged");
         self.container().found_damage(what);
-        BlockError::Corrupt(self.request.block, what)
+        BlockError::Corrupt(self.block(), what)
     }
 
     /// First chunk wanted and the one after the last.
     fn chunks(&self) -> (u64, u64) {
-        let first = self.request.offset / CHUNK_BYTES as u64;
-        (first, chunk_count(self.request.offset + self.request.length))
+        let first = self.offset / CHUNK_BYTES as u64;
+        (first, chunk_count(self.offset + self.length))
     }
 
     /// Bytes of the chunks from `first` to before `end`.
@@ -79,10 +92,8 @@ impl Reader {
     fn read_at(&self, offset: u64, length: usize) -> Result<Vec<u8>, BlockError> {
         let container = self.container();
         container.disk.check(container.id())?;
-        let bytes = container
-            .file()?
-            .read_at(offset, length)
-            .map_err(|error| container.disk.io_failed("read a block", error))?;
+        let bytes =
+            container.file()?.read_at(offset, length).map_err(|error| container.read_failed(error))?;
         if bytes.len() < length { Err(self.damaged("its file ends early")) } else { Ok(bytes) }
     }
 
@@ -98,6 +109,18 @@ impl Reader {
                 task::spawn_blocking(read).await.map_err(|_| BlockError::Stopping)??
             }
         };
+        Ok(Box::pin(futures_util::stream::iter([Ok(self.run_of(bytes)?)])))
+    }
+
+    /// The whole block in one run, from one read. For small ones.
+    pub(crate) fn read_at_once(&self) -> Result<ChunkRun, BlockError> {
+        let extent = self.pinned.extent;
+        self.run_of(self.read_at(extent.offset, extent.size as usize)?)
+    }
+
+    /// The asked chunks of an extent's bytes.
+    fn run_of(&self, bytes: Vec<u8>) -> Result<ChunkRun, BlockError> {
+        let extent = self.pinned.extent;
         let layout = self.container().layout;
         let list_end = bytes.len() - layout.trailer_bytes();
         let list_bytes = 4 * chunk_count(extent.length) as usize;
@@ -106,11 +129,10 @@ impl Reader {
         let (from, length) = self.bytes_of(first, end);
         let at = (layout.data_offset() + from) as usize;
         let data = Bytes::from(bytes).slice(at..at + length);
-        let run = self.check_run(data, &crcs[first as usize..end as usize])?;
-        Ok(Box::pin(futures_util::stream::iter([Ok(run)])))
+        self.check_run(data, &crcs[first as usize..end as usize])
     }
 
-    fn read_list(&self) -> Result<Vec<u32>, BlockError> {
+    pub(crate) fn read_list(&self) -> Result<Vec<u32>, BlockError> {
         let extent = self.pinned.extent;
         let list_bytes = 4 * chunk_count(extent.length);
         let list_end = extent.offset + extent.size - self.container().layout.trailer_bytes() as u64;
@@ -119,8 +141,8 @@ impl Reader {
 
     fn check_list(&self, bytes: &[u8]) -> Result<Vec<u32>, BlockError> {
         let crcs = decode_crcs(bytes);
-        let digest = BlockDigest::new(self.request.block, self.pinned.extent.length, &crcs);
-        if digest == self.request.digest {
+        let digest = BlockDigest::new(self.block(), self.pinned.extent.length, &crcs);
+        if digest == self.pinned.extent.digest {
             Ok(crcs)
         } else {
             Err(self.damaged("its chunk list fails its check"))
@@ -136,7 +158,7 @@ impl Reader {
         Ok(ChunkRun { data, crcs: crcs.to_vec() })
     }
 
-    fn read_run(&self, crcs: &[u32], first: u64, end: u64) -> Result<ChunkRun, BlockError> {
+    pub(crate) fn read_run(&self, crcs: &[u32], first: u64, end: u64) -> Result<ChunkRun, BlockError> {
         let (from, length) = self.bytes_of(first, end);
         let at = self.pinned.extent.offset + self.container().layout.data_offset() + from;
         let data = Bytes::from(self.read_at(at, length)?);
@@ -166,7 +188,7 @@ impl Reader {
 
 /// Chunks of a run: 512 KiB. A reader holds two runs, so a thousand slow ones hold a gigabyte and not two; larger runs
 /// gain nothing against the cost of a hop to a blocking thread.
-const RUN_CHUNKS: u64 = 8;
+pub(crate) const RUN_CHUNKS: u64 = 8;
 
 /// The runs of a large read, one ahead.
 struct Runs {

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use client::service::{ChunkStream, DatanodeService};
+use client::service::{ChunkStream, DatanodeService, ReplicaStream};
 use wire::block::{BlockOperation, BlockToken, TokenError};
 use wire::chunk::ChunkRun;
-use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::datanode::{BlockReceipt, FetchReplica, ReadBlock, WriteBlock};
 use wire::ids::BlockId;
 use wire::status::Failure;
 
 use crate::container::Container;
 use crate::error::BlockError;
 use crate::node::{Datanode, Node};
-use crate::{read, write};
+use crate::{fetch, read, write};
 
 #[async_trait]
 impl DatanodeService for Datanode {
@@ -31,6 +31,11 @@ impl DatanodeService for Datanode {
         self.node.check_token(&request.token, BlockOperation::Read, request.block, request.block_length)?;
         let container = self.node.container(request.block.container)?;
         Ok(read::read(container, request).await?)
+    }
+
+    async fn fetch_replica(&self, request: FetchReplica) -> Result<ReplicaStream, Failure> {
+        self.node.check_copy_token(&request)?;
+        Ok(fetch::fetch(&self.node, request).await?)
     }
 }
 
@@ -55,6 +60,20 @@ impl Node {
         block: BlockId,
         length: u64,
     ) -> Result<(), BlockError> {
+        self.verify_token(token)?;
+        token.covers(operation, block, length).map_err(BlockError::Denied)
+    }
+
+    /// Whole replicas go to whoever SCM has told to copy them.
+    fn check_copy_token(&self, request: &FetchReplica) -> Result<(), BlockError> {
+        self.verify_token(&request.token)?;
+        let claim = &request.token.claim;
+        let is_for_it =
+            claim.operation == BlockOperation::CopyReplica && claim.container == request.container;
+        if is_for_it { Ok(()) } else { Err(BlockError::Denied(TokenError::OutOfScope)) }
+    }
+
+    fn verify_token(&self, token: &BlockToken) -> Result<(), BlockError> {
         if self.is_stopping() {
             return Err(BlockError::Stopping);
         }
@@ -63,9 +82,7 @@ impl Node {
         match token.verify(&keys, wire::clock::now_ms()) {
             // Signed with a key younger than any known here: the next heartbeat brings it.
             Err(TokenError::UnknownKey) if token.key_id > newest => Err(BlockError::NoKeys),
-            checked => {
-                checked.and_then(|()| token.covers(operation, block, length)).map_err(BlockError::Denied)
-            }
+            checked => checked.map_err(BlockError::Denied),
         }
     }
 }

@@ -156,7 +156,7 @@ async fn digest_of(request: &WriteBlock, mut body: ChunkStream) -> Result<(u64, 
 }
 
 /// Whether the run may follow `before` bytes of a block with room for `reserved`.
-fn check_run(run: &ChunkRun, before: u64, reserved: u64) -> Result<(), BlockError> {
+pub(crate) fn check_run(run: &ChunkRun, before: u64, reserved: u64) -> Result<(), BlockError> {
     if run.data.is_empty() || run.data.len() > CHUNK_RUN_BYTES_MAX {
         return Err(BlockError::Invalid("a run has 1 byte to 1 MiB"));
     }

@@ -1,7 +1,7 @@
 //! Committed bytes of each released layout must still decode, and encode to the same bytes.
 
 use datanode::extent::{
-    ContainerHeader, ExtentHeader, ExtentTrailer, Salt, decode_seal, encode_seal, extent_bytes,
+    ContainerHeader, ExtentHeader, ExtentTrailer, Salt, Seal, decode_seal, encode_seal, extent_bytes,
 };
 use datanode::identity::{Identity, NotAnIdentity};
 use wire::block::Replication;
@@ -31,6 +31,7 @@ fn container() -> ContainerHeader {
         generation: Generation(3),
         replication: Replication::Three,
         replica_index: 0,
+        is_copy: false,
         cluster: ClusterId(uuid(0xaa)),
         salt: Salt([0x5a; 16]),
     }
@@ -61,10 +62,10 @@ fn container_header_of_layout_1() {
 
 #[test]
 fn seal_of_layout_1() {
-    let page = encode_seal(&container(), 0x9000);
+    let page = encode_seal(&container(), 0x9000, 0);
     assert!(page[48..].iter().all(|byte| *byte == 0));
     assert_eq!(hex(&page[..48]), SEAL_V1);
-    assert_eq!(decode_seal(&unhex(SEAL_V1), &container()), Some(0x9000));
+    assert_eq!(decode_seal(&unhex(SEAL_V1), &container()), Some(Seal { end: 0x9000, deletion_done: 0 }));
     let other = ContainerHeader { generation: Generation(4), ..container() };
     assert_eq!(decode_seal(&unhex(SEAL_V1), &other), None);
 }

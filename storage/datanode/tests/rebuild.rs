@@ -22,6 +22,7 @@ fn header(salt: u8) -> ContainerHeader {
         generation: Generation(2),
         replication: Replication::One,
         replica_index: 0,
+        is_copy: false,
         cluster: ClusterId::default(),
         salt: Salt([salt; 16]),
     }

@@ -246,7 +246,7 @@ impl Rig {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), wait).await.expect("the condition comes true");
+        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("the condition comes true");
     }
 }
 

@@ -50,7 +50,7 @@ pub(crate) const REPLICA_PATIENCE: Duration = Duration::from_secs(1);
 /// client's own timeout (a minute, mostly) is.
 pub(crate) const LAST_PATIENCE: Duration = Duration::from_secs(10);
 /// A timer that is late by this much says that this process stood still, and nothing about the datanodes.
-const STANDSTILL: Duration = Duration::from_millis(250);
+pub(crate) const STANDSTILL: Duration = Duration::from_millis(250);
 /// After the first run of a block, refusals are waited for this long: a datanode refuses on the head alone, and what was
 /// sent by then can still be written elsewhere.
 const REFUSAL_WAIT: Duration = Duration::from_millis(2);

@@ -1,70 +1,104 @@
-//! Reads a range of a version: block after block, from any whole replica, in mid-stream from another if one fails.
+//! Reads a range of a version: block after block, from the nearest whole replica, in mid-stream from another if one fails.
+//!
+//! ```text
+//!   replicas of a block: own process, the one that served this stream last, the others by turns; those that failed a
+//!   moment ago last
+//!     `- no first byte, or no next run, for a second | error --> the next one, from the exact chunk on
+//!     `- none left --> OM is asked where the container is now, once a block --> each of those once more
+//!     `- none left --> the stream ends with an error
+//! ```
 //!
 //! An error item means that the rest cannot be had: the gateway breaks the connection, since a truncated body must never
-//! end cleanly.
+//! end cleanly. It says what gives most hope: a datanode that is away may come back, a damaged block may not.
+//!
+//! Memory: a datanode in this process reads ahead, so a stream that is not being taken holds [`READ_AHEAD_BYTES`]; the
+//! caller takes them out of its budget.
 //!
 //! Invariant: the items join to exactly the asked range, or the last item is an error.
 //!
-//! Not here: which version and whether it may be read (gateway).
+//! Not here: which version and whether it may be read (gateway), checks of the bytes (datanode and its stub).
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use tokio::time::{Instant, sleep_until};
 use wire::block::{BlockEntry, BlockToken, ContainerLocation, ReplicaLocation};
 use wire::datanode::ReadBlock;
-use wire::ids::WriteId;
+use wire::ids::{ContainerId, DatanodeId, WriteId};
 use wire::limits::CHUNK_BYTES;
-use wire::om::{BucketRef, GetLayout, LayoutPage};
+use wire::om::{BucketRef, GetLayout, LayoutPage, RefreshLocations};
 use wire::status::{Failure, Status};
 
+use crate::block_write::{LAST_PATIENCE, STANDSTILL};
 use crate::error::failure_of;
+use crate::failed_nodes::FailedNodes;
+use crate::metrics;
 use crate::service::{ChunkStream, Datanodes};
 use crate::session::Session;
 
-/// Attempts at one block, over all replicas, before the read fails.
-const ATTEMPTS_MAX: usize = 4;
+/// What a stream holds at most: a run being sent and the next one, of 512 KiB each (datanode).
+pub const READ_AHEAD_BYTES: usize = 1 << 20;
+/// A replica that gives nothing for this long is left for another one. The last one there is gets `LAST_PATIENCE`.
+const REPLICA_PATIENCE: Duration = Duration::from_secs(1);
+/// A datanode that failed a read is asked after the others for this long, or until it serves one: long enough that a
+/// stopped node costs few readers their second, short enough that a restarted one is soon used.
+const FAILED_MEMORY: Duration = Duration::from_secs(10);
 
 /// Bytes of a key, in order.
 pub type KeyStream = Pin<Box<dyn Stream<Item = Result<Bytes, Failure>> + Send>>;
 
-/// Streams bytes `range` of a version whose block list begins with `first`. Further pages are fetched as needed.
-pub fn read_key(
+/// Reads keys for a gateway.
+pub struct KeyReader {
     session: Arc<Session>,
     datanodes: Arc<Datanodes>,
-    bucket: BucketRef,
-    write_id: WriteId,
-    first: LayoutPage,
-    range: Range<u64>,
-) -> KeyStream {
-    let mut reader = KeyReader {
-        session,
-        datanodes,
-        bucket,
-        write_id,
-        position: range.start,
-        end: range.end,
-        page_end: first.start,
-        slices: VecDeque::new(),
-        open: None,
-    };
-    reader.take_page(first);
-    Box::pin(stream::unfold(Some(reader), |reader| async {
-        let mut reader = reader?;
-        match reader.next().await {
-            Ok(Some(bytes)) => Some((Ok(bytes), Some(reader))),
-            Ok(None) => None,
-            Err(failure) => Some((Err(failure), None)),
-        }
-    }))
+    failed: FailedNodes,
 }
 
-struct KeyReader {
-    session: Arc<Session>,
-    datanodes: Arc<Datanodes>,
+impl KeyReader {
+    /// A reader that asks OM through `session`.
+    pub fn new(session: Arc<Session>, datanodes: Arc<Datanodes>) -> Arc<Self> {
+        Arc::new(Self { session, datanodes, failed: FailedNodes::new(FAILED_MEMORY) })
+    }
+
+    /// Streams bytes `range` of a version whose block list begins with `first`. Further pages are fetched as needed.
+    pub fn read(
+        self: &Arc<Self>,
+        bucket: BucketRef,
+        write_id: WriteId,
+        first: LayoutPage,
+        range: Range<u64>,
+    ) -> KeyStream {
+        let mut reading = Reading {
+            reader: self.clone(),
+            bucket,
+            write_id,
+            position: range.start,
+            end: range.end,
+            page_end: first.start,
+            slices: VecDeque::new(),
+            open: None,
+            last_good: None,
+        };
+        reading.take_page(first);
+        Box::pin(stream::unfold(Some(reading), |reading| async {
+            let mut reading = reading?;
+            match reading.next().await {
+                Ok(Some(bytes)) => Some((Ok(bytes), Some(reading))),
+                Ok(None) => None,
+                Err(failure) => Some((Err(failure), None)),
+            }
+        }))
+    }
+}
+
+/// A range on its way.
+struct Reading {
+    reader: Arc<KeyReader>,
     bucket: BucketRef,
     write_id: WriteId,
     /// The next byte to give out.
@@ -74,6 +108,8 @@ struct KeyReader {
     page_end: u64,
     slices: VecDeque<Slice>,
     open: Option<OpenSlice>,
+    /// Who served the last run.
+    last_good: Option<DatanodeId>,
 }
 
 /// A block entry with what is needed to read it.
@@ -82,29 +118,56 @@ struct Slice {
     start: u64,
     entry: BlockEntry,
     token: BlockToken,
-    replicas: Vec<ReplicaLocation>,
+    /// Still to be tried, the best first.
+    replicas: VecDeque<ReplicaLocation>,
+    /// OM was asked where the container is now.
+    is_refreshed: bool,
+    /// What most gives hope of the failures so far.
+    failure: Option<Failure>,
 }
 
 struct OpenSlice {
     slice: Slice,
-    attempts: usize,
+    datanode: DatanodeId,
     body: ChunkStream,
     /// Bytes to drop from the next run: a datanode begins at a chunk's start.
     skip: u64,
 }
 
-impl KeyReader {
+impl Slice {
+    fn patience(&self) -> Duration {
+        let is_last = self.replicas.is_empty() && self.is_refreshed;
+        if is_last { LAST_PATIENCE } else { REPLICA_PATIENCE }
+    }
+
+    fn note(&mut self, failure: Failure) {
+        let hope = |failure: &Failure| match failure.status {
+            Status::NotFound => 0,
+            Status::Corrupt => 1,
+            Status::Internal | Status::Denied | Status::Invalid => 2,
+            _ => 3,
+        };
+        if self.failure.as_ref().is_none_or(|known| hope(known) <= hope(&failure)) {
+            self.failure = Some(failure);
+        }
+    }
+}
+
+impl Reading {
     async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         while self.position < self.end {
             let Some(mut open) = self.open.take() else {
-                let slice = self.next_slice().await?;
-                self.open = Some(self.open_slice(slice, 0).await?);
+                let mut slice = self.next_slice().await?;
+                self.sort(&mut slice);
+                self.open = Some(self.open_slice(slice).await?);
                 continue;
             };
-            let outcome = open.body.next().await;
+            let outcome = patient(open.body.next(), open.slice.patience()).await;
             let slice_end = (open.slice.start + open.slice.entry.length).min(self.end);
-            match outcome {
-                Some(Ok(run)) => {
+            let failure = match outcome {
+                Some(Some(Ok(run))) => {
+                    self.reader.failed.clear(open.datanode);
+                    self.last_good = Some(open.datanode);
                     let mut data = run.data;
                     let skipped = open.skip.min(data.len() as u64);
                     open.skip -= skipped;
@@ -117,55 +180,100 @@ impl KeyReader {
                     if !data.is_empty() {
                         return Ok(Some(data));
                     }
+                    continue;
                 }
-                Some(Err(failure)) => self.open = Some(self.fall_over(open, failure).await?),
-                None => {
-                    let failure = Failure::new(Status::Retry, "a datanode ended a block early");
-                    self.open = Some(self.fall_over(open, failure).await?);
-                }
-            }
+                Some(Some(Err(failure))) => failure,
+                Some(None) => Failure::new(Status::Retry, "a datanode ended a block early"),
+                None => silent(open.datanode),
+            };
+            let OpenSlice { mut slice, datanode, body, .. } = open;
+            drop(body);
+            self.failed(&mut slice, datanode, failure);
+            self.open = Some(self.open_slice(slice).await?);
         }
         Ok(None)
     }
 
-    /// Opens the rest of a block on another replica after one failed.
-    async fn fall_over(&mut self, open: OpenSlice, failure: Failure) -> Result<OpenSlice, Failure> {
-        tracing::warn!(block = %open.slice.entry.block, %failure, "a replica failed in mid-read");
-        if open.attempts + 1 >= ATTEMPTS_MAX || open.slice.replicas.len() < 2 {
-            return Err(failure);
+    fn failed(&self, slice: &mut Slice, datanode: DatanodeId, failure: Failure) {
+        tracing::warn!(block = %slice.entry.block, %datanode, %failure, "a replica failed a read");
+        metrics::read_replica_failed();
+        // A replica that is gone says nothing about its node.
+        if failure.status != Status::NotFound {
+            self.reader.failed.note(datanode);
         }
-        self.open_slice(open.slice, open.attempts + 1).await
+        slice.note(failure);
     }
 
-    async fn open_slice(&mut self, slice: Slice, first_attempt: usize) -> Result<OpenSlice, Failure> {
-        let within = self.position - slice.start;
-        let offset = slice.entry.offset + within;
-        let length = (slice.entry.length - within).min(self.end - self.position);
-        let mut last =
-            Failure::new(Status::Retry, format!("no replica of block {} is known", slice.entry.block));
-        for attempt in first_attempt..ATTEMPTS_MAX.min(first_attempt + slice.replicas.len()) {
-            let replica = &slice.replicas[attempt % slice.replicas.len()];
-            let request = ReadBlock {
-                block: slice.entry.block,
-                token: slice.token.clone(),
-                offset,
-                length,
-                block_length: slice.entry.block_length,
-                digest: slice.entry.digest,
-            };
-            let outcome = match self.datanodes.get(&replica.datanode) {
-                Ok(datanode) => datanode.read_block(request).await,
-                Err(failure) => Err(failure),
-            };
-            match outcome {
-                Ok(body) => {
-                    let skip = offset % CHUNK_BYTES as u64;
-                    return Ok(OpenSlice { slice, attempts: attempt, body, skip });
-                }
-                Err(failure) => last = failure,
-            }
+    /// The best replica first. Blocks begin at different ones, so that readers do not all go to the same node.
+    fn sort(&self, slice: &mut Slice) {
+        let replicas = slice.replicas.make_contiguous();
+        if replicas.len() < 2 {
+            return;
         }
-        Err(last)
+        replicas.rotate_left((slice.entry.block.local.0 % replicas.len() as u64) as usize);
+        replicas.sort_by_key(|replica| {
+            let id = replica.datanode.id;
+            let is_near = self.reader.datanodes.is_local(id);
+            (self.reader.failed.has(id), !is_near, self.last_good != Some(id))
+        });
+    }
+
+    /// Opens what is left of a block at the next replica that answers.
+    async fn open_slice(&mut self, mut slice: Slice) -> Result<OpenSlice, Failure> {
+        loop {
+            while let Some(replica) = slice.replicas.pop_front() {
+                let datanode = replica.datanode.id;
+                let patience = slice.patience();
+                match patient(self.open_at(&slice, replica), patience).await {
+                    Some(Ok(body)) => {
+                        let offset = slice.entry.offset + (self.position - slice.start);
+                        return Ok(OpenSlice { slice, datanode, body, skip: offset % CHUNK_BYTES as u64 });
+                    }
+                    Some(Err(failure)) => self.failed(&mut slice, datanode, failure),
+                    None => self.failed(&mut slice, datanode, silent(datanode)),
+                }
+            }
+            if slice.is_refreshed {
+                let block = slice.entry.block;
+                let nobody = || Failure::new(Status::Retry, format!("no replica of block {block} is known"));
+                return Err(slice.failure.unwrap_or_else(nobody));
+            }
+            self.refresh(&mut slice).await;
+        }
+    }
+
+    fn open_at(
+        &self,
+        slice: &Slice,
+        replica: ReplicaLocation,
+    ) -> impl Future<Output = Result<ChunkStream, Failure>> + Send + use<> {
+        let within = self.position - slice.start;
+        let request = ReadBlock {
+            block: slice.entry.block,
+            token: slice.token.clone(),
+            offset: slice.entry.offset + within,
+            length: (slice.entry.length - within).min(self.end - self.position),
+            block_length: slice.entry.block_length,
+            digest: slice.entry.digest,
+        };
+        let datanode = self.reader.datanodes.get(&replica.datanode);
+        async move { datanode?.read_block(request).await }
+    }
+
+    /// Asks where the container is now.
+    async fn refresh(&mut self, slice: &mut Slice) {
+        slice.is_refreshed = true;
+        metrics::locations_refreshed();
+        let container = slice.entry.block.container;
+        let request = RefreshLocations { containers: vec![container] };
+        match self.reader.session.call(request).await {
+            Ok(locations) => {
+                slice.replicas = replicas_of(container, &locations).into();
+                self.sort(slice);
+            }
+            // The replicas' own failure says more.
+            Err(error) => slice.note(failure_of(error)),
+        }
     }
 
     async fn next_slice(&mut self) -> Result<Slice, Failure> {
@@ -177,7 +285,7 @@ impl KeyReader {
             }
             let request =
                 GetLayout { bucket: self.bucket.clone(), write_id: self.write_id, from: self.position };
-            let page = self.session.call(request).await.map_err(failure_of)?;
+            let page = self.reader.session.call(request).await.map_err(failure_of)?;
             let before = self.page_end;
             self.take_page(page);
             if self.page_end <= before || self.page_end <= self.position {
@@ -187,15 +295,46 @@ impl KeyReader {
     }
 
     fn take_page(&mut self, page: LayoutPage) {
-        let replicas_of = |entry: &BlockEntry, locations: &[ContainerLocation]| -> Vec<ReplicaLocation> {
-            let location = locations.iter().find(|location| location.container == entry.block.container);
-            location.map(|location| location.replicas.clone()).unwrap_or_default()
-        };
         self.page_end = page.start;
         for (entry, token) in page.entries.into_iter().zip(page.tokens) {
-            let replicas = replicas_of(&entry, &page.locations);
-            self.slices.push_back(Slice { start: self.page_end, entry, token, replicas });
+            let replicas = replicas_of(entry.block.container, &page.locations).into();
+            let start = self.page_end;
             self.page_end += entry.length;
+            self.slices.push_back(Slice {
+                start,
+                entry,
+                token,
+                replicas,
+                is_refreshed: false,
+                failure: None,
+            });
+        }
+    }
+}
+
+fn replicas_of(container: ContainerId, locations: &[ContainerLocation]) -> Vec<ReplicaLocation> {
+    let location = locations.iter().find(|location| location.container == container);
+    location.map(|location| location.replicas.clone()).unwrap_or_default()
+}
+
+fn silent(datanode: DatanodeId) -> Failure {
+    Failure::new(Status::Retry, format!("datanode {datanode} gives nothing"))
+}
+
+/// Waits for `work`, but no longer than `patience`. A timer that comes late says that this process stood still, and nothing
+/// about the work: then the wait begins again.
+async fn patient<T>(work: impl Future<Output = T>, patience: Duration) -> Option<T> {
+    let mut work = pin!(work);
+    loop {
+        let due = Instant::now() + patience;
+        tokio::select! {
+            biased;
+            done = &mut work => return Some(done),
+            () = sleep_until(due) => {
+                if Instant::now().duration_since(due) <= STANDSTILL {
+                    return None;
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Not here: what the calls mean (see `wire::om`, `wire::scm`, `wire::datanode`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -107,13 +107,15 @@ pub type DatanodeConnector =
 /// The datanodes a gateway can reach: those of its own process, and others by their address.
 pub struct Datanodes {
     known: RwLock<HashMap<DatanodeId, Arc<dyn DatanodeService>>>,
+    /// Those of this process.
+    local: RwLock<HashSet<DatanodeId>>,
     connect: Box<DatanodeConnector>,
 }
 
 impl Datanodes {
     /// An empty set; `connect` makes stubs for those that are not added.
     pub fn new(connect: Box<DatanodeConnector>) -> Self {
-        Self { known: RwLock::new(HashMap::new()), connect }
+        Self { known: RwLock::default(), local: RwLock::default(), connect }
     }
 
     /// A set without remote datanodes.
@@ -126,6 +128,12 @@ impl Datanodes {
     /// Adds a datanode of this process.
     pub fn insert(&self, id: DatanodeId, datanode: Arc<dyn DatanodeService>) {
         self.known.write().insert(id, datanode);
+        self.local.write().insert(id);
+    }
+
+    /// Whether it lives in this process: the nearest there can be.
+    pub fn is_local(&self, id: DatanodeId) -> bool {
+        self.local.read().contains(&id)
     }
 
     /// The datanode at `address`.

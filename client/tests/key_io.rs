@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use client::key_reader::read_key;
+use client::key_reader::KeyReader;
 use client::key_writer::{KeyWriter, WrittenBlocks};
 use client::service::{CallError, ChunkStream, DatanodeService, Datanodes, OmService};
 use client::session::Session;
@@ -67,6 +67,7 @@ impl OmService for FakeOm {
                 self.released.lock().extend(request.blocks);
                 Ok(OmReply::ReleaseBlocks(()))
             }
+            OmRequest::RefreshLocations(_) => Ok(OmReply::RefreshLocations(Vec::new())),
             other => panic!("unexpected {}", other.name()),
         }
     }
@@ -199,14 +200,8 @@ impl Rig {
             config_version: 1,
             access_version: 1,
         };
-        let mut body = read_key(
-            self.session.clone(),
-            self.datanodes.clone(),
-            bucket,
-            WriteId::default(),
-            page,
-            from..to,
-        );
+        let reader = KeyReader::new(self.session.clone(), self.datanodes.clone());
+        let mut body = reader.read(bucket, WriteId::default(), page, from..to);
         let mut data = Vec::new();
         while let Some(bytes) = body.next().await {
             data.extend_from_slice(&bytes?);
@@ -293,5 +288,5 @@ async fn reader_falls_over_in_mid_stream() {
 
     rig.nodes[1].blocks.lock().clear();
     let failure = rig.read(&entries, 0, data.len() as u64).await.unwrap_err();
-    assert_eq!(failure.status, Status::NotFound, "the last replica's failure is told");
+    assert_eq!(failure.status, Status::Corrupt, "the failure that says most is told");
 }

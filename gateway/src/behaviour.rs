@@ -7,6 +7,8 @@ use http::header::CONNECTION;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use wire::block::Replication;
+use wire::status::Status;
 
 use crate::config::GatewayConfig;
 use crate::gateway::Gateway;
@@ -385,6 +387,97 @@ async fn served_with(
     let shutdown = CancellationToken::new();
     let serving = gateway.serve(listener, shutdown.clone());
     (address, shutdown, tokio::spawn(async move { serving.await.unwrap() }))
+}
+
+#[tokio::test]
+async fn storage_class_chooses_the_replication() {
+    let (gateway, om) = gateway().await;
+    assert_eq!(verdict(&gateway, "PUT", "/bucket").await, "200");
+    for (bucket, class, replication) in [
+        (Replication::One, None, Replication::One),
+        (Replication::Three, None, Replication::Three),
+        (Replication::Three, Some("STANDARD"), Replication::Three),
+        (Replication::Three, Some("REDUCED_REDUNDANCY"), Replication::One),
+        (Replication::One, Some("REDUCED_REDUNDANCY"), Replication::One),
+    ] {
+        // The gateway's cache does not know yet: OM says so at the commit, or the look-up before it.
+        om.set_replication("bucket", bucket);
+        assert_eq!(verdict(&gateway, "HEAD", "/bucket").await, "200");
+        let mut call = put("/bucket/key", b"");
+        if let Some(class) = class {
+            call = call.header("x-amz-storage-class", class);
+        }
+        assert_eq!(call.send(&gateway).await.verdict(), "200");
+        assert_eq!(om.take_commits()[0].replication, replication, "{bucket:?} {class:?}");
+
+        let shown = class.filter(|class| *class != "STANDARD");
+        let head = Call::new("HEAD", "/bucket/key").send(&gateway).await;
+        assert_eq!(head.headers.get("x-amz-storage-class").map(|value| value.to_str().unwrap()), shown);
+        let list = Call::new("GET", "/bucket?list-type=2").send(&gateway).await;
+        assert_eq!(list.element("StorageClass"), Some(class.unwrap_or("STANDARD")));
+    }
+}
+
+#[tokio::test]
+async fn witness_is_told_only_where_it_is_configured() {
+    for witness in [false, true] {
+        let (gateway, _) = gateway_with(GatewayConfig { witness, ..GatewayConfig::default() }).await;
+        assert_eq!(verdict(&gateway, "PUT", "/bucket").await, "200");
+        for (method, uri, status, index) in [
+            ("PUT", "/bucket/key", 200, "1"),
+            ("HEAD", "/bucket/key", 200, "1"),
+            ("PUT", "/bucket/key", 200, "2"),
+            ("GET", "/bucket?list-type=2", 200, "2"),
+            ("GET", "/bucket/nothing", 404, "2"),
+            ("DELETE", "/bucket/key", 204, "3"),
+            ("GET", "/bucket/key", 404, "3"),
+        ] {
+            let call = if method == "PUT" { put(uri, b"") } else { Call::new(method, uri) };
+            let answer = call.send(&gateway).await;
+            assert_eq!(answer.status.as_u16(), status, "{method} {uri}");
+            let shown = answer.headers.get("x-ferrozone-witness").map(|value| value.to_str().unwrap());
+            assert_eq!(shown, witness.then_some(index), "{method} {uri}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn state_that_passes_is_never_an_internal_error() {
+    let (gateway, om) = gateway().await;
+    assert_eq!(verdict(&gateway, "PUT", "/bucket").await, "200");
+    for (status, code) in [
+        (Status::Retry, "503 SlowDown"),
+        (Status::NotLeader, "503 ServiceUnavailable"),
+        (Status::Unknown, "503 ServiceUnavailable"),
+        (Status::DiskFull, "503 ServiceUnavailable"),
+        (Status::Refused, "503 SlowDown"),
+    ] {
+        om.fail(Some(status));
+        for call in [
+            put("/bucket/key", b"bytes"),
+            Call::new("GET", "/bucket/key"),
+            Call::new("DELETE", "/bucket/key"),
+            Call::new("GET", "/bucket?list-type=2"),
+            Call::new("POST", "/bucket/key?uploads"),
+            Call::new("PUT", "/other"),
+        ] {
+            let answer = call.send(&gateway).await;
+            assert_eq!(answer.verdict(), code, "{} {}", call.method, call.uri);
+            assert_eq!(answer.headers["retry-after"], "1");
+            assert!(!answer.body.contains("/var"), "{}", answer.body);
+        }
+    }
+    // No datanode is live: OM has no loan to give, but answers everything else.
+    om.fail(None);
+    om.lends_nothing();
+    let answer = put("/bucket/key", b"bytes").send(&gateway).await;
+    assert_eq!(answer.verdict(), "503 SlowDown");
+    assert_eq!(put("/bucket/empty", b"").send(&gateway).await.verdict(), "200");
+}
+
+fn put<'a>(uri: &'a str, body: &'a [u8]) -> Call<'a> {
+    let length = if body.is_empty() { "0" } else { "5" };
+    Call::new("PUT", uri).body(body).header("content-length", length)
 }
 
 /// Reads until `end` has been seen or the connection ends.

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use wire::block::Replication;
-
 /// What an operator may choose about the S3 port.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -15,8 +13,6 @@ pub struct GatewayConfig {
     pub sigv2_presign: bool,
     /// Domains under which `bucket.domain` names a bucket. `localhost`: resolvers send all its subdomains to loopback.
     pub domains: Vec<String>,
-    /// How STANDARD keys are kept safe: one replica while there is one datanode.
-    pub standard_replication: Replication,
     /// Connections in all. Each costs some 10 KiB while idle.
     pub connections_max: usize,
     /// Connections of one address: one client must not take all of them.
@@ -33,6 +29,9 @@ pub struct GatewayConfig {
     pub shutdown_deadline: Duration,
     /// Bytes of bodies held at once, over all requests. Of the 256 MiB the process may take under 64 large uploads.
     pub body_memory_bytes: usize,
+    /// For tests: answers carry `x-ferrozone-witness`, the OM Raft index at which the request took its place among all
+    /// others, so that a checker can order what clients saw. Off: it tells strangers how busy the cluster is.
+    pub witness: bool,
     /// hyper's buffer per connection; also bounds the request head. Measured: 64 KiB is enough for line rate.
     pub connection_buffer_bytes: usize,
 }
@@ -44,7 +43,6 @@ impl Default for GatewayConfig {
             strict_region: false,
             sigv2_presign: true,
             domains: vec!["localhost".to_owned()],
-            standard_replication: Replication::One,
             connections_max: 8192,
             connections_per_ip_max: 4096,
             header_timeout: Duration::from_secs(10),
@@ -53,6 +51,7 @@ impl Default for GatewayConfig {
             body_rate_window: Duration::from_secs(30),
             shutdown_deadline: Duration::from_secs(25),
             body_memory_bytes: 96 << 20,
+            witness: false,
             connection_buffer_bytes: 64 << 10,
         }
     }

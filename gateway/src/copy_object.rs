@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use auth::Action;
 use percent_encoding::percent_decode_str;
+use platform::task;
 use wire::block::Replication;
 use wire::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, Etag};
 use wire::clock::UnixMs;
@@ -43,9 +44,10 @@ const COPY_SOURCE_HEADER: &str = "x-amz-copy-source";
 pub(crate) async fn copy_object(context: &Arc<RequestContext>) -> Outcome {
     context.key()?;
     let source = Source::of(context)?;
-    let wanted = Wanted::of(context)?;
+    let mut wanted = Wanted::of(context)?;
     wanted.check_self_copy(context, &source)?;
-    check_before_body(context, wanted.condition).await?;
+    let bucket = check_before_body(context, wanted.condition).await?;
+    wanted.replication = headers::replication_of(wanted.storage_class, &bucket.info);
     for _ in 0..ATTEMPTS_MAX {
         let (bucket, found) = read_source(context, &source, Some(0)).await?;
         let size = found.info.head.size;
@@ -165,14 +167,15 @@ impl Wanted {
                 ));
             }
         };
-        let (storage_class, replication) = headers::storage_class(headers, &context.gateway.config)?;
+        let storage_class = headers::storage_class(headers)?;
         let algorithm = context.header("x-amz-checksum-algorithm").map(parse_algorithm).transpose()?;
         Ok(Self {
             condition: write_condition(headers)?,
             attributes,
             storage_class,
             names_storage_class: headers.contains_key("x-amz-storage-class"),
-            replication,
+            // Known once the bucket is.
+            replication: Replication::One,
             algorithm,
         })
     }
@@ -219,8 +222,9 @@ async fn share(
     let (storage_class, replication, condition) =
         (wanted.storage_class, wanted.replication, wanted.condition);
     let attributes = wanted.attributes.clone();
-    let context = context.clone();
-    let commit = tokio::spawn(async move {
+    let work = context.clone();
+    let commit = task::spawn(async move {
+        let context = work;
         let (key, session, owner) = (context.key()?, &context.gateway.session, &owner);
         let (source_key, attributes, context_ref) = (&source_key, &attributes, &context);
         let from = |source: Bucket| async move {
@@ -246,6 +250,7 @@ async fn share(
         context_ref.with_bucket_named(&source_bucket, Action::GetObject, from).await
     });
     let committed = commit.await.map_err(|_| S3Error::unavailable("The server is shutting down."))??;
+    context.witness(committed.version.index);
     let checksum = shown_checksum(info).cloned();
     Ok(Copied { etag: info.head.etag, modified_ms: committed.modified_ms, checksum })
 }
@@ -260,7 +265,7 @@ async fn copy_bytes(
     let info = found.info.clone();
     let size = info.head.size;
     let algorithm = wanted.algorithm.or(info.head.checksum.map(|(algorithm, _)| algorithm));
-    let stream = open_stream(context, source_bucket, found, 0..size)?;
+    let stream = open_stream(context, source_bucket, found, 0..size);
     let body = object_body::store_copy(context, stream, size, algorithm, wanted.replication).await?;
     let etag = Etag::whole(body.md5);
     let owner = context.owner()?.id;
@@ -268,7 +273,7 @@ async fn copy_bytes(
     let (storage_class, replication, condition) =
         (wanted.storage_class, wanted.replication, wanted.condition);
     let context = context.clone();
-    let commit = tokio::spawn(async move {
+    let commit = task::spawn(async move {
         let (key, session) = (context.key()?, &context.gateway.session);
         let (body_ref, attributes, owner) = (&body, &attributes, &owner);
         let work = |bucket: Bucket| async move {
@@ -290,6 +295,7 @@ async fn copy_bytes(
             session.command(make).await
         };
         let committed = context.with_bucket(Action::PutObject, work).await?;
+        context.witness(committed.version.index);
         let StoredBody { blocks, checksums, .. } = body;
         blocks.committed();
         let shown = algorithm.unwrap_or(ChecksumAlgorithm::Crc64Nvme);

@@ -52,7 +52,7 @@ async fn delete(
     keys: Vec<(KeyName, WriteCondition)>,
 ) -> Result<KeysDeleted, S3Error> {
     let work = context.clone();
-    detached(async move {
+    let deleted = detached(async move {
         let command = |bucket: Bucket| {
             let (work, keys) = (&work, &keys);
             async move {
@@ -63,7 +63,9 @@ async fn delete(
         };
         work.with_bucket::<_, CallError, _>(action, command).await
     })
-    .await?
+    .await??;
+    context.witness(deleted.index);
+    Ok(deleted)
 }
 
 /// One object of the request.

@@ -7,7 +7,7 @@
 //! Not here: connections (see `server`), what operations do (the handlers).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use auth::Action;
 use http::request::Parts;
@@ -97,15 +97,34 @@ async fn handle(
         target,
         bucket_name,
         caller,
+        witness: AtomicU64::new(0),
     });
     refuse_anonymous(&context).await.or_else(|refusal| with_region(Err(refusal), &context).map(drop))?;
     headers::refuse_unbuilt(context.headers())?;
     headers::refuse_undecodable(context.headers(), context.caller.payload().is_chunked())?;
     let outcome = perform(&context, body).await.map_err(|refusal| with_subject(refusal, &context));
+    let outcome = with_witness(outcome, &context);
     if scope == Scope::Bucket {
         return with_region(outcome, &context);
     }
     outcome
+}
+
+/// For tests, if configured: where the request took its place, also when its answer is a refusal that was read there.
+fn with_witness(outcome: Outcome, context: &RequestContext) -> Outcome {
+    const HEADER: &str = "x-ferrozone-witness";
+    let index = context.witness.load(Ordering::Acquire);
+    if !context.gateway.config.witness || index == 0 {
+        return outcome;
+    }
+    match outcome {
+        Ok(mut response) => {
+            let name = http::HeaderName::from_static(HEADER);
+            response::set(response.headers_mut(), name, &index.to_string());
+            Ok(response)
+        }
+        Err(refusal) => Err(refusal.with_header(HEADER, index.to_string())),
+    }
 }
 
 /// While nothing can be granted to everybody, a request nobody signed ends here, before its headers are judged: 404 if its
@@ -202,7 +221,7 @@ async fn perform(context: &Arc<RequestContext>, body: Source) -> Outcome {
 pub(crate) async fn detached<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, S3Error> {
-    tokio::spawn(work.in_current_span()).await.map_err(|error| {
+    platform::task::spawn(work.in_current_span()).await.map_err(|error| {
         tracing::error!(%error, "a request's work ended in a panic");
         S3Error::internal("We encountered an internal error. Please try again.")
     })

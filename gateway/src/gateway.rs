@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use client::key_reader::KeyReader;
 use client::key_writer::KeyWriter;
 use client::service::{CallError, Datanodes, OmService};
 use client::session::Session;
@@ -27,7 +28,7 @@ pub struct Gateway {
     pub(crate) config: GatewayConfig,
     pub(crate) session: Arc<Session>,
     pub(crate) writer: KeyWriter,
-    pub(crate) datanodes: Arc<Datanodes>,
+    pub(crate) reader: Arc<KeyReader>,
     pub(crate) access: Access,
     /// One permit a byte.
     body_memory: Arc<Semaphore>,
@@ -43,11 +44,12 @@ impl Gateway {
     ) -> Result<Arc<Self>, CallError> {
         let session = Session::open(om).await?;
         let writer = KeyWriter::new(session.clone(), datanodes.clone());
+        let reader = KeyReader::new(session.clone(), datanodes);
         let access = Access::new(&config);
         let body_memory = Arc::new(Semaphore::new(config.body_memory_bytes));
         // Request ids of two lives of a process should not meet: begin anywhere.
         let next_request = AtomicU64::new(wire::random::u64());
-        Ok(Arc::new(Self { config, session, writer, datanodes, access, body_memory, next_request }))
+        Ok(Arc::new(Self { config, session, writer, reader, access, body_memory, next_request }))
     }
 
     /// Serves S3 on `listener` until `shutdown` is cancelled, then lets open requests finish within the deadline and

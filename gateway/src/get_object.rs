@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use auth::Action;
 use bytes::Bytes;
-use client::key_reader::read_key;
+use client::key_reader::READ_AHEAD_BYTES;
 use client::service::CallError;
 use futures_util::{StreamExt, stream};
 use http::header::{
@@ -21,10 +21,13 @@ use http::header::{
 use http::{HeaderMap, StatusCode};
 use wire::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
 use wire::limits::LIST_ENTRIES_MAX;
-use wire::om::{BucketRef, KeyFound, KeyInfo, LayoutPage, LookupKey, PartRun, Rejection, StorageClass};
+use wire::names::KeyName;
+use wire::om::{
+    BucketRef, KeyFound, KeyInfo, LayoutPage, ListItem, ListKeys, LookupKey, PartRun, Rejection, StorageClass,
+};
 use wire::status::{Failure, Status};
 
-use crate::access::Caller;
+use crate::access::{Bucket, Caller};
 use crate::checksum;
 use crate::dispatch::Outcome;
 use crate::error::S3Error;
@@ -37,6 +40,8 @@ use crate::xml::XmlWriter;
 
 /// S3's type of an object that was put without one.
 const DEFAULT_CONTENT_TYPE: &str = "binary/octet-stream";
+/// Times a key is looked up that is there and not there by turns.
+const LOOK_UPS_MAX: usize = 5;
 /// Query parameters that override headers of the answer.
 const OVERRIDES: [(&str, HeaderName); 6] = [
     ("response-content-type", CONTENT_TYPE),
@@ -172,14 +177,44 @@ async fn look_up(
     let key = context.key()?;
     check_version(context)?;
     let session = &context.gateway.session;
-    let outcome = context
-        .with_bucket(Action::GetObject, |bucket| async move {
-            let reference = bucket.reference;
-            let request = LookupKey { bucket: reference.clone(), key: key.clone(), layout_from };
-            session.call(request).await.map(|found| (reference, found))
-        })
-        .await;
-    outcome.map_err(|error| no_such_key(error, context))
+    let look_up = |bucket: Bucket| async move {
+        let reference = bucket.reference;
+        let request = LookupKey { bucket: reference.clone(), key: key.clone(), layout_from };
+        match session.call(request).await {
+            Ok(found) => Ok(Some((reference, found))),
+            Err(error) if is_no_such_key(&error) && context.gateway.config.witness => {
+                witness_absence(context, reference, key).await
+            }
+            Err(error) => Err(error),
+        }
+    };
+    for _ in 0..LOOK_UPS_MAX {
+        let outcome = context.with_bucket(Action::GetObject, look_up).await;
+        if let Some((reference, found)) = outcome.map_err(|error| no_such_key(error, context))? {
+            context.witness(found.read_index);
+            return Ok((reference, found));
+        }
+    }
+    Err(S3Error::slow_down("the key comes and goes"))
+}
+
+/// A rejection carries no index, so in witness mode the key's absence is read again in a way that does: by a listing that
+/// would begin with it. None: it is there by now.
+async fn witness_absence(
+    context: &RequestContext,
+    bucket: BucketRef,
+    key: &KeyName,
+) -> Result<Option<(BucketRef, KeyFound)>, CallError> {
+    let (prefix, nothing) = (key.as_str().to_owned(), String::new);
+    let request = ListKeys { bucket, prefix, delimiter: nothing(), after: nothing(), max: 1 };
+    let page = context.gateway.session.call(request).await?;
+    match page.items.first() {
+        Some(ListItem::Key(first, _)) if first == key => Ok(None),
+        _ => {
+            context.witness(page.read_index);
+            Err(Rejection::NoSuchKey.into())
+        }
+    }
 }
 
 /// Names the key in `NoSuchKey`.
@@ -455,7 +490,10 @@ pub(crate) async fn open_body(
     bytes: Range<u64>,
 ) -> Result<ResponseBody, S3Error> {
     let length = bytes.end - bytes.start;
-    let mut stream = open_stream(context, bucket, found, bytes)?;
+    // What lies ready for a client that does not take it.
+    let memory = READ_AHEAD_BYTES.min(usize::try_from(length).unwrap_or(usize::MAX));
+    let memory = context.gateway.reserve_body_memory(memory).await?;
+    let mut stream = open_stream(context, bucket, found, bytes);
     let first = match stream.next().await {
         Some(Ok(first)) => first,
         Some(Err(failure)) => return Err(CallError::Failed(failure).into()),
@@ -464,23 +502,23 @@ pub(crate) async fn open_body(
     if first.len() as u64 == length {
         return Ok(ResponseBody::Whole(first));
     }
-    let rest: client::key_reader::KeyStream =
-        Box::pin(stream::iter([Ok::<Bytes, Failure>(first)]).chain(stream));
+    let rest = stream::iter([Ok::<Bytes, Failure>(first)]).chain(stream);
+    let rest: client::key_reader::KeyStream = Box::pin(rest.inspect(move |_| {
+        let _held = &memory;
+    }));
     Ok(ResponseBody::Stream(rest, length))
 }
 
-/// The bytes of a version that was just looked up.
+/// The bytes of a version that was just looked up. Their read-ahead is the caller's to account for.
 pub(crate) fn open_stream(
     context: &RequestContext,
     bucket: BucketRef,
     found: KeyFound,
     bytes: Range<u64>,
-) -> Result<client::key_reader::KeyStream, S3Error> {
-    let gateway = &context.gateway;
+) -> client::key_reader::KeyStream {
     let nothing = LayoutPage { start: 0, entries: Vec::new(), tokens: Vec::new(), locations: Vec::new() };
     let page = found.layout.unwrap_or(nothing);
-    let (session, datanodes) = (gateway.session.clone(), gateway.datanodes.clone());
-    Ok(read_key(session, datanodes, bucket, found.info.write_id, page, bytes))
+    context.gateway.reader.read(bucket, found.info.write_id, page, bytes)
 }
 
 /// A rejection of a look-up that means the key is not there.

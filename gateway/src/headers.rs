@@ -11,9 +11,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use wire::block::Replication;
 use wire::limits::USER_METADATA_BYTES_MAX;
-use wire::om::{KeyAttributes, StorageClass};
+use wire::om::{BucketInfo, KeyAttributes, StorageClass};
 
-use crate::config::GatewayConfig;
 use crate::error::S3Error;
 
 const META_PREFIX: &str = "x-amz-meta-";
@@ -107,18 +106,18 @@ fn parse_storage_class(text: &str) -> Result<StorageClass, S3Error> {
     }
 }
 
-/// The storage class of a new key and the replication type it means.
-pub(crate) fn storage_class(
-    headers: &HeaderMap,
-    config: &GatewayConfig,
-) -> Result<(StorageClass, Replication), S3Error> {
+/// The storage class of a new key.
+pub(crate) fn storage_class(headers: &HeaderMap) -> Result<StorageClass, S3Error> {
     let text = headers.get("x-amz-storage-class").map(|value| value.to_str().unwrap_or("").trim());
-    let class = text.map(parse_storage_class).transpose()?.unwrap_or_default();
-    let replication = match class {
-        StorageClass::Standard => config.standard_replication,
+    Ok(text.map(parse_storage_class).transpose()?.unwrap_or_default())
+}
+
+/// The replication type a class means in a bucket.
+pub(crate) fn replication_of(class: StorageClass, bucket: &BucketInfo) -> Replication {
+    match class {
+        StorageClass::Standard => bucket.replication,
         StorageClass::ReducedRedundancy => Replication::One,
-    };
-    Ok((class, replication))
+    }
 }
 
 /// A storage class's name.

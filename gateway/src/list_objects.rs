@@ -91,6 +91,7 @@ async fn page(
                 max: parameters.max,
             };
             let page = context.gateway.session.call(request).await?;
+            context.witness(page.read_index);
             Ok::<_, client::service::CallError>((page, bucket.info.clone()))
         })
         .await

@@ -17,7 +17,7 @@ use crate::checksum::{self, parse_algorithm};
 use crate::conditions::write_condition;
 use crate::dispatch::{Outcome, detached};
 use crate::error::S3Error;
-use crate::headers::{attributes, storage_class};
+use crate::headers::{attributes, replication_of, storage_class};
 use crate::request::RequestContext;
 use crate::request_body::{Source, read_unclaimed};
 use crate::response;
@@ -32,7 +32,7 @@ const OBJECT_BYTES_MAX: u64 = PARTS_MAX as u64 * PUT_BYTES_MAX;
 pub(crate) async fn create_multipart_upload(context: &Arc<RequestContext>) -> Outcome {
     let key = context.key()?.clone();
     let owner = context.owner()?;
-    let (storage_class, replication) = storage_class(context.headers(), &context.gateway.config)?;
+    let storage_class = storage_class(context.headers())?;
     let attributes = attributes(context.headers())?;
     let checksum = checksum_wish(context.headers())?;
     let work = context.clone();
@@ -47,7 +47,7 @@ pub(crate) async fn create_multipart_upload(context: &Arc<RequestContext>) -> Ou
                     key: key.clone(),
                     owner: owner.clone(),
                     storage_class,
-                    replication,
+                    replication: replication_of(storage_class, &bucket.info),
                     attributes: attributes.clone(),
                     checksum,
                 };
@@ -146,6 +146,7 @@ pub(crate) async fn complete_multipart_upload(context: &Arc<RequestContext>, bod
         work.with_bucket::<_, CallError, _>(Action::PutObject, command).await
     })
     .await??;
+    context.witness(completed.version.index);
     let mut xml = XmlWriter::of("CompleteMultipartUploadResult");
     xml.text("Location", &location(context));
     xml.text("Bucket", context.target.bucket.as_deref().unwrap_or(""));

@@ -17,10 +17,11 @@
 
 use auth::Payload;
 use bytes::{Bytes, BytesMut};
-use client::key_reader::KeyStream;
-use client::key_writer::WrittenBlocks;
+use client::key_reader::{KeyStream, READ_AHEAD_BYTES};
+use client::key_writer::{WrittenBlocks, body_memory};
 use futures_util::StreamExt;
-use tokio::task::{JoinHandle, spawn_blocking};
+use platform::task::spawn_blocking;
+use tokio::task::JoinHandle;
 use wire::block::Replication;
 use wire::checksum::{Checksum, ChecksumAlgorithm};
 use wire::limits::PUT_BYTES_MAX;
@@ -35,8 +36,8 @@ use crate::request_body::{RequestBody, Source, signed_hash};
 const SMALL_BODY_BYTES: u64 = 64 << 10;
 /// Bytes digested at once on a blocking thread: enough that handing over costs little.
 const DIGEST_BATCH_BYTES: usize = 256 << 10;
-/// Memory that a streamed body holds: a batch being digested, one being gathered, and the writer's runs.
-const STREAMED_BODY_MEMORY: usize = 5 * DIGEST_BATCH_BYTES;
+/// Memory that a streamed body holds before the writer has it: a batch being digested and one being gathered.
+const STREAMED_BODY_MEMORY: usize = 2 * DIGEST_BATCH_BYTES;
 
 /// A body that was taken in.
 pub(crate) struct StoredBody {
@@ -138,7 +139,8 @@ async fn stream(
     plan: DigestPlan,
     replication: Replication,
 ) -> Result<(WrittenBlocks, DigestValues), S3Error> {
-    let _memory = context.gateway.reserve_body_memory(STREAMED_BODY_MEMORY).await?;
+    let memory = STREAMED_BODY_MEMORY + body_memory(length);
+    let _memory = context.gateway.reserve_body_memory(memory).await?;
     let mut sink = context.gateway.writer.begin(replication, length);
     let mut digesting = Digesting::Idle(Box::new(Digests::new(plan)));
     let mut received = 0;
@@ -177,7 +179,9 @@ pub(crate) async fn store_copy(
     algorithm: Option<ChecksumAlgorithm>,
     replication: Replication,
 ) -> Result<StoredBody, S3Error> {
-    let _memory = context.gateway.reserve_body_memory(STREAMED_BODY_MEMORY).await?;
+    // At once for both sides: two reservations of one request could wait for each other's.
+    let memory = STREAMED_BODY_MEMORY + body_memory(Some(length)) + READ_AHEAD_BYTES;
+    let _memory = context.gateway.reserve_body_memory(memory).await?;
     let plan = DigestPlan { sha256: false, algorithm };
     let mut sink = context.gateway.writer.begin(replication, Some(length));
     let mut digesting = Digesting::Idle(Box::new(Digests::new(plan)));

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use auth::Action;
 use http::header::{ETAG, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
+use platform::task;
 use wire::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, Etag};
 use wire::om::{CommitKey, LookupKey, Rejection, WriteCondition};
 
@@ -40,15 +41,16 @@ pub(crate) async fn put_object(context: &Arc<RequestContext>, source: Source) ->
     let claims = Claims::of(context.headers())?;
     let condition = write_condition(context.headers())?;
     let attributes = headers::attributes(context.headers())?;
-    let (storage_class, replication) = headers::storage_class(context.headers(), &context.gateway.config)?;
-    check_before_body(context, condition).await?;
+    let storage_class = headers::storage_class(context.headers())?;
+    let bucket = check_before_body(context, condition).await?;
+    let replication = headers::replication_of(storage_class, &bucket.info);
 
     let body = object_body::store(context, source, &claims, None, replication).await?;
 
     let etag = Etag::whole(body.md5);
     let owner = context.owner()?.id;
     let context = context.clone();
-    let commit = tokio::spawn(async move {
+    let commit = task::spawn(async move {
         wire::failpoint::hit("gateway_before_commit_key");
         let (key, body_ref, attributes, owner) = (context.key()?, &body, &attributes, &owner);
         let session = &context.gateway.session;
@@ -72,7 +74,8 @@ pub(crate) async fn put_object(context: &Arc<RequestContext>, source: Source) ->
         };
         // On an error the blocks are dropped, and so released. If OM did commit them after all, the release finds
         // them no longer on loan and changes nothing.
-        context.with_bucket(Action::PutObject, work).await?;
+        let committed = context.with_bucket(Action::PutObject, work).await?;
+        context.witness(committed.version.index);
         wire::failpoint::hit("gateway_after_commit_key");
         let StoredBody { blocks, checksums, algorithm, .. } = body;
         blocks.committed();
@@ -109,24 +112,24 @@ pub(crate) fn set_checksum(
 }
 
 /// Refuses a write whose bucket is not the caller's, or whose condition does not hold now, before its body is read. OM
-/// decides again when the body is in.
+/// decides again when the body is in. Answers the bucket, for what its configuration says of new keys.
 pub(crate) async fn check_before_body(
     context: &RequestContext,
     condition: WriteCondition,
-) -> Result<(), S3Error> {
+) -> Result<Bucket, S3Error> {
     if condition == WriteCondition::None {
-        return context.bucket(Action::PutObject).await.map(drop);
+        return context.bucket(Action::PutObject).await;
     }
     let (key, session) = (context.key()?, &context.gateway.session);
     let look_up = |bucket: Bucket| async move {
-        let request = LookupKey { bucket: bucket.reference, key: key.clone(), layout_from: None };
+        let request = LookupKey { bucket: bucket.reference.clone(), key: key.clone(), layout_from: None };
         match session.call(request).await {
-            Ok(found) => Ok(Some(found.info.head.etag)),
-            Err(error) if is_no_such_key(&error) => Ok(None),
+            Ok(found) => Ok((bucket, Some(found.info.head.etag))),
+            Err(error) if is_no_such_key(&error) => Ok((bucket, None)),
             Err(error) => Err(error),
         }
     };
-    let current = context.with_bucket(Action::PutObject, look_up).await?;
+    let (bucket, current) = context.with_bucket(Action::PutObject, look_up).await?;
     let holds = match (condition, current) {
         (WriteCondition::None, _) => true,
         (WriteCondition::IfAbsent, current) => current.is_none(),
@@ -136,5 +139,5 @@ pub(crate) async fn check_before_body(
         (WriteCondition::IfMatch(etag), Some(current)) => etag == current,
         (WriteCondition::IfPresent, Some(_)) => true,
     };
-    if holds { Ok(()) } else { Err(Rejection::PreconditionFailed { current }.into()) }
+    if holds { Ok(bucket) } else { Err(Rejection::PreconditionFailed { current }.into()) }
 }

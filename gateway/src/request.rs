@@ -3,6 +3,7 @@
 //! Not here: how it came to be (see `dispatch`), its body (see `request_body`).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::HeaderMap;
 use http::request::Parts;
@@ -35,6 +36,8 @@ pub(crate) struct RequestContext {
     pub(crate) bucket_name: Option<BucketName>,
     /// Whose it is.
     pub(crate) caller: Caller,
+    /// See [`Self::witness`]; 0 while it is not known.
+    pub(crate) witness: AtomicU64,
 }
 
 impl RequestContext {
@@ -46,6 +49,11 @@ impl RequestContext {
     /// A header as text. One that is not text counts as absent; `headers` reads those that may hold any bytes.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.parts.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// Notes the OM index at which the request took its place among all others. Of several, the last counts.
+    pub(crate) fn witness(&self, index: u64) {
+        self.witness.store(index, Ordering::Release);
     }
 
     /// The bucket's name; refuses an illegal one.

@@ -123,11 +123,13 @@ impl Drop for Source {
         if self.is_at_end || body.is_end_stream() || is_uninvited {
             return;
         }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
         // Incoming has an empty state of its own, but no way to make one from outside: swap the enum instead.
         let taken = std::mem::replace(&mut self.bytes, Origin::Memory(Full::default()));
         if let Origin::Incoming(body) = taken {
-            runtime.spawn(tokio::time::timeout(DRAIN_TIME, drain(body)));
+            platform::task::spawn(tokio::time::timeout(DRAIN_TIME, drain(body)));
         }
     }
 }

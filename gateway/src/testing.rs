@@ -44,6 +44,13 @@ struct State {
     uploads: BTreeMap<WriteId, UploadInfo>,
     next_bucket: u64,
     access_version: u64,
+    /// Grows with every write.
+    index: u64,
+    /// What was committed, in order.
+    commits: Vec<CommitKey>,
+    /// Answered to every call, if set.
+    failure: Option<Status>,
+    lends_nothing: bool,
 }
 
 impl FakeOm {
@@ -65,6 +72,30 @@ impl FakeOm {
         let bucket = state.buckets.get_mut(&name).unwrap();
         bucket.owner = user(to);
         bucket.config_version += 1;
+    }
+
+    /// As if an operator had changed the bucket's default replication.
+    pub(crate) fn set_replication(&self, name: &str, replication: Replication) {
+        let name = BucketName::new(name).unwrap();
+        let mut state = self.state.lock();
+        let bucket = state.buckets.get_mut(&name).unwrap();
+        bucket.replication = replication;
+        bucket.config_version += 1;
+    }
+
+    /// What was committed since the last look.
+    pub(crate) fn take_commits(&self) -> Vec<CommitKey> {
+        std::mem::take(&mut self.state.lock().commits)
+    }
+
+    /// Asked for loans, it says that none can be had now, as OM does without datanodes.
+    pub(crate) fn lends_nothing(&self) {
+        self.state.lock().lends_nothing = true;
+    }
+
+    /// Every call fails so from now on.
+    pub(crate) fn fail(&self, status: Option<Status>) {
+        self.state.lock().failure = status;
     }
 
     /// As if users had changed.
@@ -136,12 +167,34 @@ impl State {
                 None => ListItem::Key(wire::names::KeyName::new(key).unwrap(), head.clone()),
             });
         }
-        KeyPage { items, is_truncated, read_index: 0 }
+        KeyPage { items, is_truncated, read_index: self.index }
     }
 
     fn answer(&mut self, request: OmRequest) -> Result<OmReply, CallError> {
         self.calls.push(request.name());
+        if let Some(status) = self.failure {
+            return Err(Failure::new(status, "open /var/lib/x: permission denied").into());
+        }
         match request {
+            OmRequest::TakeLoan(_) if self.lends_nothing => {
+                Err(Failure::new(Status::Retry, "a lease of block ids is awaited").into())
+            }
+            OmRequest::CommitKey(request) => {
+                let bucket = self.check(&request.bucket)?;
+                self.index += 1;
+                let version = VersionId { index: self.index, ordinal: 0 };
+                let head = KeyHead {
+                    size: request.size,
+                    etag: request.etag,
+                    modified_ms: 1_767_322_645_678,
+                    owner: request.owner.clone(),
+                    storage_class: request.storage_class,
+                    checksum: request.checksum,
+                };
+                self.keys.insert((bucket.id, request.key.as_str().to_owned()), head);
+                self.commits.push(request);
+                Ok(OmReply::CommitKey(KeyCommitted { version, modified_ms: 1_767_322_645_678 }))
+            }
             OmRequest::OpenSession(_) => Ok(OmReply::OpenSession(SessionId(1))),
             OmRequest::RenewSession(_) => Ok(OmReply::RenewSession(())),
             OmRequest::EndSession(_) => Ok(OmReply::EndSession(())),
@@ -227,7 +280,7 @@ impl State {
                     write_id: WriteId::default(),
                     part_checksums: Default::default(),
                 };
-                Ok(OmReply::LookupKey(KeyFound { info, layout: None, read_index: 0 }))
+                Ok(OmReply::LookupKey(KeyFound { info, layout: None, read_index: self.index }))
             }
             OmRequest::DeleteKeys(request) => {
                 let info = self.check(&request.bucket)?;
@@ -249,7 +302,8 @@ impl State {
                         }
                     });
                 }
-                Ok(OmReply::DeleteKeys(KeysDeleted { outcomes, index: 0 }))
+                self.index += 1;
+                Ok(OmReply::DeleteKeys(KeysDeleted { outcomes, index: self.index }))
             }
             OmRequest::CreateUpload(request) => {
                 self.check(&request.bucket)?;

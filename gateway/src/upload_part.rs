@@ -72,7 +72,7 @@ pub(crate) async fn upload_part_copy(context: &Arc<RequestContext>) -> Outcome {
         return Err(S3Error::entity_too_large(bytes.end - bytes.start, PUT_BYTES_MAX));
     }
     let length = bytes.end - bytes.start;
-    let stream = open_stream(context, bucket, found, bytes)?;
+    let stream = open_stream(context, bucket, found, bytes);
     let body = object_body::store_copy(context, stream, length, asked, upload.replication).await?;
     let etag = Etag::whole(body.md5);
     let (checksums, _) = commit_part(context.clone(), upload_id, part, body).await?;
@@ -142,7 +142,7 @@ pub(crate) async fn commit_part(
     part: u32,
     body: StoredBody,
 ) -> Result<(Vec<Checksum>, Option<ChecksumAlgorithm>), S3Error> {
-    let commit = tokio::spawn(async move {
+    let commit = platform::task::spawn(async move {
         let (key, body_ref, session) = (context.key()?, &body, &context.gateway.session);
         let work = |bucket: Bucket| async move {
             let make = |write| CommitPart {
@@ -158,7 +158,8 @@ pub(crate) async fn commit_part(
             };
             session.command(make).await
         };
-        context.with_bucket(Action::PutObject, work).await?;
+        let committed = context.with_bucket(Action::PutObject, work).await?;
+        context.witness(committed.version.index);
         let StoredBody { blocks, checksums, algorithm, .. } = body;
         blocks.committed();
         Ok::<_, S3Error>((checksums, algorithm))

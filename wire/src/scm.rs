@@ -184,6 +184,9 @@ pub struct RegisterDatanode {
     /// Where it stands, for placement: members of one container are put into distinct racks where racks exist.
     #[serde(default)]
     pub rack: String,
+    /// Its wall clock; 0 if not told. One that is far off is refused: tokens would expire early or late there.
+    #[serde(default)]
+    pub now_ms: UnixMs,
 }
 
 /// Answer to [`RegisterDatanode`].
@@ -210,6 +213,9 @@ pub struct Heartbeat {
     pub replicas: Vec<ReplicaReport>,
     /// Whether there is news to report soon (used by the datanode's own pacing); informative.
     pub is_urgent: bool,
+    /// Its wall clock; 0 if not told.
+    #[serde(default)]
+    pub now_ms: UnixMs,
 }
 
 /// Answer to [`Heartbeat`].

@@ -101,6 +101,7 @@ async fn register(
         replicas,
         node: node.config.node.clone(),
         rack: node.config.rack.clone(),
+        now_ms: wire::clock::now_ms(),
     };
     let answer = call_scm(scm, request).await.inspect_err(|_| node.changes.add_all(&changed))?;
     node.told(&answers);
@@ -145,6 +146,7 @@ async fn beat(
         disks,
         is_urgent: !replicas.is_empty(),
         replicas,
+        now_ms: wire::clock::now_ms(),
     };
     let answer = call_scm(scm, request).await.inspect_err(|_| node.changes.add_all(&changed))?;
     node.told(&answers);

@@ -70,6 +70,7 @@ impl Cluster {
             disks: vec![disk()],
             replicas,
             is_urgent: false,
+            now_ms: 0,
         };
         call_scm(&*self.scm, heartbeat).await.unwrap()
     }
@@ -99,6 +100,7 @@ fn registration(cluster: ClusterId, number: u128, incarnation: u64) -> RegisterD
         replicas: Vec::new(),
         node: String::new(),
         rack: String::new(),
+        now_ms: 0,
     }
 }
 

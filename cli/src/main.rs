@@ -10,6 +10,7 @@ mod cluster_init;
 mod config;
 mod env;
 mod identity;
+mod roles;
 mod server;
 mod topology;
 

@@ -1,13 +1,13 @@
 //! `ferrozone server`: starts the roles in their order, says where they listen, and stops them in reverse.
 //!
 //! ```text
-//!   configuration -> identity (cluster, root credentials) -> listeners bound
-//!     -> SCM -> datanode -> OM -> users -> gateway -> buckets -> ready
+//!   configuration -> identity (cluster, root credentials) -> listeners bound -> roles of this process (roles.rs)
+//!     -> their part in the cluster -> users -> gateway -> buckets -> ready
 //!   signal: gateway finishes requests -> OM -> datanode -> SCM   (each flushes; a second signal ends at once)
 //! ```
 //!
 //! Invariants:
-//! * The operators' port answers from the first moment; it says ready only when S3 serves.
+//! * The operators' port answers from the first moment; it says ready only when what this process does is done.
 //! * Secrets are printed once, when they were drawn, and never logged.
 //!
 //! Not here: what the roles do.
@@ -22,35 +22,28 @@ use std::time::Duration;
 use admin::Readiness;
 use anyhow::{Context, bail};
 use clap::Args;
-use client::failover::OmClient;
-use client::http::{
-    self, DatanodeStub, OmStub, ScmStub, Transport as Stubs, Verifier, datanode_router, om_router, scm_router,
-};
-use client::service::{CallError, DatanodeService, Datanodes, OmService, ScmService};
+use client::http;
+use client::service::CallError;
 use client::session::Session;
-use datanode::DatanodeConfig;
 use gateway::{Gateway, GatewayConfig};
-use meta::OmConfig;
-use scm::ScmConfig;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use wire::block::DatanodeAddress;
-use wire::cluster_key::ClusterKey;
-use wire::limits::BLOCK_BYTES_MAX;
 use wire::names::BucketName;
 use wire::om::{CreateBucket, PutUser, Rejection, RetainAccessKeys, Secret, UserId, UserInfo};
+use wire::status::Status;
 
-use crate::config::{Config, Transport};
+use crate::config::Config;
 use crate::env::Endpoints;
 use crate::identity::{Cluster, Credentials, Origin, write_json};
+use crate::roles::Roles;
+use crate::topology::Role;
 
 /// Blocking work at once: digests and disk runs. Each thread costs its stack.
 const BLOCKING_THREADS_MAX: usize = 128;
-/// A segment of SCM's log.
-const SCM_LOG_SEGMENT_BYTES: u64 = 16 << 20;
-/// Containers this small (tests) still hold several blocks.
-const BLOCKS_PER_CONTAINER_MIN: u64 = 4;
+
+/// Between two attempts to reach an OM that has no leader yet.
+const OM_WAIT: Duration = Duration::from_secs(1);
 
 /// Arguments of `ferrozone server`.
 #[derive(Debug, Args)]
@@ -137,16 +130,19 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let cluster = Cluster::establish(&config).context(Unusable)?;
     let (root, origin) = Credentials::establish(&config.credentials_file(), |name| std::env::var(name).ok())
         .context(Unusable)?;
-    let s3_listener = bind("s3.address", config.s3.address).await?;
+    let s3_listener = match config.has_role(Role::Gateway) {
+        true => Some(bind("s3.address", config.s3.address).await?),
+        false => None,
+    };
     let admin_listener = bind("admin.address", config.admin.address).await?;
-    let region = config.s3.region.clone();
+    let s3_address = s3_listener.as_ref().map(TcpListener::local_addr).transpose()?;
     let endpoints = Endpoints {
-        s3: format!("http://{}", s3_listener.local_addr()?),
+        s3: s3_address.map(|address| format!("http://{address}")).unwrap_or_default(),
         admin: format!("http://{}", admin_listener.local_addr()?),
-        region,
+        region: config.s3.region.clone(),
     };
 
-    let readiness = Readiness::waiting("the storage container manager");
+    let readiness = Readiness::waiting("the roles of this process");
     let metrics = admin::record_metrics()?;
     gateway::metrics::describe();
     let stopping = CancellationToken::new();
@@ -156,31 +152,30 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
 
     let roles = Roles::start(&config, &cluster, &readiness, &stopping).await?;
-    readiness.wait_for("the users of the configuration");
-    let session = Session::open(roles.om.clone()).await.context("reach the ozone manager")?;
-    put_users(&config, &cluster, &root, &session).await?;
-    create_buckets(&config, &cluster, &session).await?;
-    session.close().await;
-    // Kept alive it would be renewed, and OM has just ended it.
-    drop(session);
-    readiness.wait_for("the gateway");
-    let gateway = Gateway::new(gateway_config(&config), roles.om.clone(), roles.datanodes.clone())
-        .await
-        .context("start the gateway")?;
-
     let no_more_requests = CancellationToken::new();
-    let s3 = tokio::spawn(gateway.serve(s3_listener, no_more_requests.clone()));
-    write_json(&Endpoints::file(&config.data_dir), &endpoints)?;
-    readiness.set_ready();
-    announce(&config, &endpoints, &root, origin);
-    tracing::info!(s3 = %endpoints.s3, admin = %endpoints.admin, data_dir = %config.data_dir.display(), "serving");
-
-    stop.wait().await;
+    // Other nodes may be long in coming: a signal ends the wait.
+    let started = tokio::select! {
+        gateway = begin_serving(&config, &cluster, &root, &roles, &readiness) => Some(gateway?),
+        () = stop.wait() => None,
+    };
+    let mut s3 = None;
+    if let Some(gateway) = started {
+        if let (Some(gateway), Some(listener)) = (gateway, s3_listener) {
+            s3 = Some(tokio::spawn(gateway.serve(listener, no_more_requests.clone())));
+        }
+        write_json(&Endpoints::file(&config.data_dir), &endpoints)?;
+        readiness.set_ready();
+        announce(&config, &endpoints, &root, origin);
+        tracing::info!(s3 = %endpoints.s3, admin = %endpoints.admin, data_dir = %config.data_dir.display(), "serving");
+        stop.wait().await;
+    }
     tracing::info!("stopping: finishing open requests; a second signal ends at once");
     readiness.wait_for("nothing: the server is stopping");
     no_more_requests.cancel();
     let orderly = async {
-        s3.await.context("gateway task")?.context("serve S3")?;
+        if let Some(s3) = s3 {
+            s3.await.context("gateway task")?.context("serve S3")?;
+        }
         roles.stop().await;
         stopping.cancel();
         operators.await.context("operators' task")?.context("serve the operators' port")?;
@@ -194,86 +189,48 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The roles behind the gateway.
-struct Roles {
-    scm: Arc<scm::Scm>,
-    datanode: Arc<datanode::Datanode>,
-    om_role: Arc<meta::Om>,
-    /// OM as the gateway calls it: in process or over HTTP.
-    om: Arc<dyn OmService>,
-    datanodes: Arc<Datanodes>,
+/// Waits until the roles take part in the cluster, and opens the gateway if this process has one.
+async fn begin_serving(
+    config: &Config,
+    cluster: &Cluster,
+    root: &Credentials,
+    roles: &Roles,
+    readiness: &Readiness,
+) -> anyhow::Result<Option<Arc<Gateway>>> {
+    roles.wait_ready(readiness).await;
+    if !config.has_role(Role::Gateway) {
+        return Ok(None);
+    }
+    readiness.wait_for("a leader of the ozone manager");
+    let session = open_session(roles).await?;
+    readiness.wait_for("the users of the configuration");
+    put_users(config, cluster, root, &session).await?;
+    create_buckets(config, cluster, &session).await?;
+    session.close().await;
+    // Kept alive it would be renewed, and OM has just ended it.
+    drop(session);
+    readiness.wait_for("the gateway");
+    let gateway = Gateway::new(gateway_config(config), roles.om.clone(), roles.datanodes.clone());
+    Ok(Some(gateway.await.context("start the gateway")?))
 }
 
-impl Roles {
-    async fn start(
-        config: &Config,
-        cluster: &Cluster,
-        readiness: &Readiness,
-        stopping: &CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let key = cluster.key()?;
-        let internal = match config.internal.transport {
-            Transport::InProcess => None,
-            Transport::Http => Some(bind("internal.address", config.internal.address).await?),
-        };
-        let address = internal.as_ref().map(TcpListener::local_addr).transpose()?;
-
-        let scm = scm::Scm::open(scm_config(config, cluster)).await.context("start SCM").context(Unusable)?;
-        readiness.wait_for("the datanode");
-        let datanode_config = datanode_config(config, cluster, address);
-        // Recovery reads disks for as long as it takes: not on the reactor.
-        let datanode = tokio::task::spawn_blocking(move || datanode::Datanode::open(datanode_config)).await;
-        let datanode =
-            datanode.context("start the datanode")?.context("start the datanode").context(Unusable)?;
-        let datanode = Arc::new(datanode);
-
-        let cluster_key = ClusterKey::new(cluster.id, key);
-        let stubs = address.map(|address| (Stubs::new(cluster_key.clone()), address));
-        let scm_for_others: Arc<dyn ScmService> = match &stubs {
-            None => scm.clone(),
-            Some((stubs, address)) => Arc::new(ScmStub::new(stubs.clone(), (*address).into())),
-        };
-        readiness.wait_for("the ozone manager");
-        let om_role = meta::Om::open(om_config(config, cluster, key), scm_for_others.clone());
-        let om_role = om_role.await.context("start OM").context(Unusable)?;
-        let (om, datanodes): (Arc<dyn OmService>, Datanodes) = match stubs {
-            None => {
-                let datanodes = Datanodes::local_only();
-                datanodes.insert(datanode.id(), datanode.clone());
-                (OmClient::sole(om_role.clone()), datanodes)
+/// A session with OM, whenever the nodes that make its quorum are there.
+async fn open_session(roles: &Roles) -> anyhow::Result<Arc<Session>> {
+    loop {
+        match Session::open(roles.om.clone()).await {
+            Ok(session) => return Ok(session),
+            Err(CallError::Failed(failure))
+                if matches!(failure.status, Status::Retry | Status::NotLeader | Status::Unknown) =>
+            {
+                tracing::warn!(%failure, "waiting for the ozone manager");
+                tokio::time::sleep(OM_WAIT).await;
             }
-            Some((stubs, address)) => {
-                let om = OmStub::new(stubs.clone(), address.into());
-                let connect = move |datanode: &DatanodeAddress| {
-                    let stub = DatanodeStub::connect(stubs.clone(), datanode)?;
-                    Ok(Arc::new(stub) as Arc<dyn DatanodeService>)
-                };
-                (OmClient::sole(Arc::new(om)), Datanodes::new(Box::new(connect)))
-            }
-        };
-        if let Some(listener) = internal {
-            let verifier = Verifier::new(cluster_key);
-            let router = om_router(om_role.clone(), verifier.clone())
-                .merge(scm_router(scm.clone(), verifier.clone()))
-                .merge(datanode_router(datanode.clone(), verifier));
-            tokio::spawn(http::serve(listener, router, stopping.clone().cancelled_owned()));
+            Err(error) => return Err(error).context("reach the ozone manager"),
         }
-        let datanodes = Arc::new(datanodes);
-        datanode.start(scm_for_others, datanodes.clone());
-        readiness.wait_for("the datanode's registration with SCM");
-        datanode.wait_registered().await;
-        Ok(Self { scm, datanode, om_role, om, datanodes })
-    }
-
-    /// Callers before the called: nothing fails while it stops.
-    async fn stop(&self) {
-        self.om_role.shutdown().await;
-        self.datanode.shutdown().await;
-        self.scm.shutdown().await;
     }
 }
 
-async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(crate) async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("listen on {address} ({key}); is another server running there?"))
@@ -354,45 +311,6 @@ fn gateway_config(config: &Config) -> GatewayConfig {
     }
 }
 
-fn scm_config(config: &Config, cluster: &Cluster) -> ScmConfig {
-    ScmConfig {
-        container_bytes_max: config.scm.container_size.0,
-        open_containers: config.scm.open_containers,
-        heartbeat_interval_ms: config.datanode.heartbeat_interval.as_ms(),
-        // SCM logs little; small logs keep small disks usable.
-        log_segment_bytes: config.om.log_segment.0.min(SCM_LOG_SEGMENT_BYTES),
-        ..ScmConfig::new(config.scm_dir(), cluster.id)
-    }
-}
-
-fn datanode_config(config: &Config, cluster: &Cluster, address: Option<SocketAddr>) -> DatanodeConfig {
-    DatanodeConfig {
-        address: address.map(Into::into),
-        container_bytes_max: config.scm.container_size.0,
-        growth_step: config.datanode.growth_step.0,
-        reserve_bytes: config.datanode.reserve.0,
-        ..DatanodeConfig::new(config.disk_dirs(), cluster.id)
-    }
-}
-
-fn om_config(config: &Config, cluster: &Cluster, key: [u8; 32]) -> OmConfig {
-    OmConfig {
-        cache_bytes: config.om.cache.0 as usize,
-        log_segment_bytes: config.om.log_segment.0,
-        delete_grace_ms: config.om.delete_grace.as_ms(),
-        open_key_expire_after_ms: config.om.open_key_expire_after.as_ms(),
-        open_key_scan_interval_ms: config.om.open_key_scan_interval.as_ms(),
-        deletion_interval_ms: config.om.deletion_interval.as_ms(),
-        block_bytes_max: block_bytes_max(config),
-        ..OmConfig::new(config.om_dir(), cluster.id, key)
-    }
-}
-
-/// A block's longest length: several must fit a container.
-fn block_bytes_max(config: &Config) -> u64 {
-    BLOCK_BYTES_MAX.min(config.scm.container_size.0 / BLOCKS_PER_CONTAINER_MIN)
-}
-
 /// What a person reads first: where, with which keys, and what to try.
 fn announce(config: &Config, endpoints: &Endpoints, root: &Credentials, origin: Origin) {
     let data_dir = config.data_dir.display();
@@ -404,19 +322,24 @@ fn announce(config: &Config, endpoints: &Endpoints, root: &Credentials, origin: 
         Origin::Kept => format!("Access key {}   Secret: in {data_dir}/credentials.json", root.access_key),
         Origin::Given => format!("Access key {}   Secret: as given by the environment", root.access_key),
     };
-    let text = format!(
-        "ferrozone {}  all roles in one process, data {data_dir}\n  \
-         S3       {}   region {} (any accepted: {})\n  \
-         Health   {}/healthz/ready   Metrics {}/metrics\n  \
-         {keys}\n  \
-         Try: eval \"$(ferrozone env {data_dir})\"; aws s3 mb s3://demo; aws s3 cp README.md s3://demo/\n",
-        env!("CARGO_PKG_VERSION"),
-        endpoints.s3,
-        endpoints.region,
-        if config.s3.strict_region { "no" } else { "yes" },
-        endpoints.admin,
-        endpoints.admin,
-    );
+    let admin = &endpoints.admin;
+    let roles: Vec<&str> = config.node.roles.iter().map(|role| role.name()).collect();
+    let roles = if config.is_cluster() {
+        format!("{} of cluster node {}", roles.join(", "), config.node.name)
+    } else {
+        "all roles in one process".to_owned()
+    };
+    let mut text = format!("ferrozone {}  {roles}, data {data_dir}\n", env!("CARGO_PKG_VERSION"));
+    let any = if config.s3.strict_region { "no" } else { "yes" };
+    if config.has_role(Role::Gateway) {
+        text += &format!("  S3       {}   region {} (any accepted: {any})\n", endpoints.s3, endpoints.region);
+    }
+    text += &format!("  Health   {admin}/healthz/ready   Metrics {admin}/metrics\n");
+    if config.has_role(Role::Gateway) {
+        text += &format!(
+            "  {keys}\n  Try: eval \"$(ferrozone env {data_dir})\"; aws s3 mb s3://demo; aws s3 cp README.md s3://demo/\n"
+        );
+    }
     // A closed standard output is no reason to stop serving.
     let mut out = std::io::stdout().lock();
     if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {

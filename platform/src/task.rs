@@ -7,7 +7,6 @@ use tokio::task::JoinHandle;
 use crate::node;
 
 /// As `tokio::spawn`; counted to the running node when simulated.
-#[expect(clippy::disallowed_methods, reason = "the one place that spawns tasks")]
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -24,7 +23,6 @@ where
 }
 
 /// As `tokio::task::spawn_blocking`; when simulated it runs in its turn on the one thread, so that runs repeat.
-#[expect(clippy::disallowed_methods, reason = "the one place that leaves the reactor")]
 pub fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     match node::current() {
         None => tokio::task::spawn_blocking(work),

@@ -1,6 +1,6 @@
 //! Listing a bucket, ListObjectsV2: one page, or all of them one after the other.
 
-use http::Method;
+use http::{HeaderMap, Method};
 
 use crate::client::{Call, S3Client};
 use crate::encode;
@@ -38,6 +38,8 @@ pub struct ObjectEntry {
 /// One page of a listing.
 #[derive(Debug, Clone, Default)]
 pub struct ListPage {
+    /// All response headers.
+    pub headers: HeaderMap,
     /// Objects in key order.
     pub objects: Vec<ObjectEntry>,
     /// Groups made by the delimiter.
@@ -68,8 +70,10 @@ impl S3Client {
         query.extend(
             optional.into_iter().filter_map(|(name, value)| value.as_deref().map(|value| (name, value))),
         );
-        let body = self.call(Call::bucket(Method::GET, bucket)?.query(&query)).await?;
-        page(xml::read("ListBucketResult", &body)?)
+        let mut response = self.send(Call::bucket(Method::GET, bucket)?.query(&query)).await?;
+        let headers = std::mem::take(&mut response.head.headers);
+        let body = response.collect(xml::DOCUMENT_BYTES_MAX).await?;
+        Ok(ListPage { headers, ..page(xml::read("ListBucketResult", &body)?)? })
     }
 
     /// All pages of a listing.

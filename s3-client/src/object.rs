@@ -152,9 +152,12 @@ impl S3Client {
         Ok(ObjectHead { headers: response.head.headers })
     }
 
-    /// Removes an object; S3 does not mind if there is none.
-    pub async fn delete_object(&self, bucket: &str, key: &str) -> Result<(), Error> {
-        self.send(Call::object(Method::DELETE, bucket, key)?).await?.discard(DISCARD_BYTES_MAX).await
+    /// Removes an object; S3 does not mind if there is none. Answers the response's headers.
+    pub async fn delete_object(&self, bucket: &str, key: &str) -> Result<HeaderMap, Error> {
+        let mut response = self.send(Call::object(Method::DELETE, bucket, key)?).await?;
+        let headers = std::mem::take(&mut response.head.headers);
+        response.discard(DISCARD_BYTES_MAX).await?;
+        Ok(headers)
     }
 
     /// Removes up to 1,000 objects in one request and says which of them remain.

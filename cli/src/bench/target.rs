@@ -130,7 +130,7 @@ impl Target {
             // One request for the whole directory.
             return match self.client.delete_object(bucket, prefix).await {
                 Err(error) if error.is_not_found() => Ok(()),
-                other => other.with_context(|| format!("remove {bucket}/{prefix}")),
+                other => other.map(drop).with_context(|| format!("remove {bucket}/{prefix}")),
             };
         }
         // What the first page names is removed before the next first page is asked for, so no token goes stale.

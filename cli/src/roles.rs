@@ -1,0 +1,269 @@
+//! The roles of this process: opens those the configuration names, joins them to one another and to other nodes.
+//!
+//! ```text
+//!   internal listener bound -> SCM, OM opened -> served to other nodes -> datanode opened, registers -> clients
+//! ```
+//!
+//! A role that runs here is called directly, one that runs elsewhere through a stub; both stand behind the same clients,
+//! which find the leader. All-in-one is a cluster of one.
+//!
+//! Invariants:
+//! * The internal port answers before anything waits: peers that start together need one another to elect a leader.
+//! * Roles stop in reverse: callers before the called.
+//!
+//! Not here: what the roles do; the gateway and the operators' port (`server`).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use admin::Readiness;
+use anyhow::Context;
+use client::failover::{OmClient, ScmClient};
+use client::http::{
+    self, DatanodeStub, OmStub, ScmStub, Transport as Stubs, Verifier, datanode_router, om_router, scm_router,
+};
+use client::service::{DatanodeService, Datanodes, OmService, ScmService};
+use datanode::DatanodeConfig;
+use meta::OmConfig;
+use scm::ScmConfig;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use wire::block::DatanodeAddress;
+use wire::cluster_key::ClusterKey;
+use wire::host::HostPort;
+use wire::limits::BLOCK_BYTES_MAX;
+
+use crate::config::{Config, Transport};
+use crate::identity::Cluster;
+use crate::server::{Unusable, bind};
+use crate::topology::Role;
+
+/// A segment of SCM's log.
+const SCM_LOG_SEGMENT_BYTES: u64 = 16 << 20;
+/// Containers this small (tests) still hold several blocks.
+const BLOCKS_PER_CONTAINER_MIN: u64 = 4;
+
+/// The roles that run here, and clients of all there are.
+pub(crate) struct Roles {
+    scm_role: Option<Arc<scm::Scm>>,
+    om_role: Option<Arc<meta::Om>>,
+    datanode: Option<Arc<datanode::Datanode>>,
+    /// OM, wherever it leads.
+    pub(crate) om: Arc<dyn OmService>,
+    /// SCM, wherever it leads: for the admin API.
+    pub(crate) scm: Arc<dyn ScmService>,
+    /// Datanodes, wherever they are.
+    pub(crate) datanodes: Arc<Datanodes>,
+}
+
+impl Roles {
+    /// Opens the roles. They are reachable by other nodes when it returns; nobody need lead yet.
+    pub(crate) async fn start(
+        config: &Config,
+        cluster: &Cluster,
+        readiness: &Readiness,
+        stopping: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let key = cluster.key()?;
+        let cluster_key = ClusterKey::new(cluster.id, key);
+        let listener = match config.internal.transport {
+            Transport::InProcess if !config.is_cluster() => None,
+            _ => Some(bind("internal.address", config.internal.address).await?),
+        };
+        let bound = listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let network = Network::new(config, cluster_key.clone(), bound)?;
+
+        readiness.wait_for("the storage container manager");
+        let scm_role = match config.has_role(Role::Scm) {
+            true => Some(
+                scm::Scm::open(scm_config(config, cluster)).await.context("start SCM").context(Unusable)?,
+            ),
+            false => None,
+        };
+        let scm = network.scm(config, scm_role.clone());
+        readiness.wait_for("the ozone manager");
+        let om_role = match config.has_role(Role::Om) {
+            true => {
+                let opened = meta::Om::open(om_config(config, cluster, key), scm.clone()).await;
+                Some(opened.context("start OM").context(Unusable)?)
+            }
+            false => None,
+        };
+        let om = network.om(config, om_role.clone());
+
+        readiness.wait_for("the datanode");
+        let datanode = match config.has_role(Role::Datanode) {
+            true => Some(open_datanode(datanode_config(config, cluster, network.advertised.clone())).await?),
+            false => None,
+        };
+        let datanodes = Arc::new(network.datanodes(datanode.clone()));
+        if let Some(listener) = listener {
+            let verifier = Verifier::new(cluster_key);
+            let mut router = axum::Router::new();
+            if let Some(om_role) = &om_role {
+                router = router.merge(om_router(om_role.clone(), verifier.clone()));
+            }
+            if let Some(scm_role) = &scm_role {
+                router = router.merge(scm_router(scm_role.clone(), verifier.clone()));
+            }
+            if let Some(datanode) = &datanode {
+                router = router.merge(datanode_router(datanode.clone(), verifier.clone()));
+            }
+            tokio::spawn(http::serve(listener, router, stopping.clone().cancelled_owned()));
+        }
+        if let Some(datanode) = &datanode {
+            datanode.start(scm.clone(), datanodes.clone());
+        }
+        Ok(Self { scm_role, om_role, datanode, om, scm, datanodes })
+    }
+
+    /// Waits until the roles that run here take part: the datanode is registered.
+    pub(crate) async fn wait_ready(&self, readiness: &Readiness) {
+        if let Some(datanode) = &self.datanode {
+            readiness.wait_for("the datanode's registration with SCM");
+            datanode.wait_registered().await;
+        }
+    }
+
+    /// Callers before the called: nothing fails while it stops.
+    pub(crate) async fn stop(&self) {
+        if let Some(om_role) = &self.om_role {
+            om_role.shutdown().await;
+        }
+        if let Some(datanode) = &self.datanode {
+            datanode.shutdown().await;
+        }
+        if let Some(scm_role) = &self.scm_role {
+            scm_role.shutdown().await;
+        }
+    }
+}
+
+/// How this node reaches others and is reached by them.
+struct Network {
+    stubs: Option<Arc<Stubs>>,
+    /// What others connect to. None while everything is in this process.
+    advertised: Option<HostPort>,
+}
+
+impl Network {
+    fn new(config: &Config, key: ClusterKey, bound: Option<SocketAddr>) -> anyhow::Result<Self> {
+        let advertised = config.advertised()?.or_else(|| bound.map(HostPort::from));
+        let stubs = bound.map(|_| Stubs::new(key));
+        Ok(Self { stubs, advertised })
+    }
+
+    /// OM: the peers of the configuration, this process among them if it is one, and whoever they name as leader.
+    fn om(&self, config: &Config, local: Option<Arc<meta::Om>>) -> Arc<dyn OmService> {
+        let own = self.advertised.clone();
+        let connect = {
+            let (stubs, local) = (self.stubs.clone(), local.clone());
+            move |peer: &HostPort| -> Arc<dyn OmService> {
+                match (&local, &stubs) {
+                    (Some(local), _) if own.as_ref() == Some(peer) => local.clone(),
+                    (_, Some(stubs)) => Arc::new(OmStub::new(stubs.clone(), peer.clone())),
+                    (Some(local), None) => local.clone(),
+                    (None, None) => unreachable!("a process without OM has other nodes, and stubs for them"),
+                }
+            }
+        };
+        match (config.is_cluster(), local) {
+            (false, Some(local)) => match (&self.stubs, &self.advertised) {
+                (Some(stubs), Some(own)) => OmClient::sole(Arc::new(OmStub::new(stubs.clone(), own.clone()))),
+                _ => OmClient::sole(local),
+            },
+            _ => {
+                let peers = config.meta.iter().map(|meta| (meta.address.clone(), connect(&meta.address)));
+                OmClient::with_connector(peers.collect(), Box::new(connect))
+            }
+        }
+    }
+
+    /// SCM, likewise.
+    fn scm(&self, config: &Config, local: Option<Arc<scm::Scm>>) -> Arc<dyn ScmService> {
+        let own = self.advertised.clone();
+        let connect = {
+            let (stubs, local) = (self.stubs.clone(), local.clone());
+            move |peer: &HostPort| -> Arc<dyn ScmService> {
+                match (&local, &stubs) {
+                    (Some(local), _) if own.as_ref() == Some(peer) => local.clone(),
+                    (_, Some(stubs)) => Arc::new(ScmStub::new(stubs.clone(), peer.clone())),
+                    (Some(local), None) => local.clone(),
+                    (None, None) => unreachable!("a process without SCM has other nodes, and stubs for them"),
+                }
+            }
+        };
+        match (config.is_cluster(), local) {
+            (false, Some(local)) => match (&self.stubs, &self.advertised) {
+                (Some(stubs), Some(own)) => {
+                    ScmClient::sole(Arc::new(ScmStub::new(stubs.clone(), own.clone())))
+                }
+                _ => ScmClient::sole(local),
+            },
+            _ => {
+                let peers = config.meta.iter().map(|meta| (meta.address.clone(), connect(&meta.address)));
+                ScmClient::with_connector(peers.collect(), Box::new(connect))
+            }
+        }
+    }
+
+    /// Datanodes: the one of this process directly (unless everything is to go over HTTP), others by their address.
+    fn datanodes(&self, local: Option<Arc<datanode::Datanode>>) -> Datanodes {
+        let datanodes = match self.stubs.clone() {
+            None => Datanodes::local_only(),
+            Some(stubs) => Datanodes::new(Box::new(move |datanode: &DatanodeAddress| {
+                let stub = DatanodeStub::connect(stubs.clone(), datanode)?;
+                Ok(Arc::new(stub) as Arc<dyn DatanodeService>)
+            })),
+        };
+        if let (Some(local), None) = (local, &self.stubs) {
+            datanodes.insert(local.id(), local);
+        }
+        datanodes
+    }
+}
+
+/// Recovery reads disks for as long as it takes: not on the reactor.
+async fn open_datanode(config: DatanodeConfig) -> anyhow::Result<Arc<datanode::Datanode>> {
+    let opened = platform::task::spawn_blocking(move || datanode::Datanode::open(config)).await;
+    Ok(Arc::new(opened.context("start the datanode")?.context("start the datanode").context(Unusable)?))
+}
+
+fn scm_config(config: &Config, cluster: &Cluster) -> ScmConfig {
+    ScmConfig {
+        container_bytes_max: config.scm.container_size.0,
+        open_containers: config.scm.open_containers,
+        heartbeat_interval_ms: config.datanode.heartbeat_interval.as_ms(),
+        // SCM logs little; small logs keep small disks usable.
+        log_segment_bytes: config.om.log_segment.0.min(SCM_LOG_SEGMENT_BYTES),
+        ..ScmConfig::new(config.scm_dir(), cluster.id)
+    }
+}
+
+fn datanode_config(config: &Config, cluster: &Cluster, address: Option<HostPort>) -> DatanodeConfig {
+    DatanodeConfig {
+        address,
+        container_bytes_max: config.scm.container_size.0,
+        growth_step: config.datanode.growth_step.0,
+        reserve_bytes: config.datanode.reserve.0,
+        ..DatanodeConfig::new(config.disk_dirs(), cluster.id)
+    }
+}
+
+fn om_config(config: &Config, cluster: &Cluster, key: [u8; 32]) -> OmConfig {
+    OmConfig {
+        cache_bytes: config.om.cache.0 as usize,
+        log_segment_bytes: config.om.log_segment.0,
+        delete_grace_ms: config.om.delete_grace.as_ms(),
+        open_key_expire_after_ms: config.om.open_key_expire_after.as_ms(),
+        open_key_scan_interval_ms: config.om.open_key_scan_interval.as_ms(),
+        deletion_interval_ms: config.om.deletion_interval.as_ms(),
+        block_bytes_max: block_bytes_max(config),
+        ..OmConfig::new(config.om_dir(), cluster.id, key)
+    }
+}
+
+/// A block's longest length: several must fit a container.
+fn block_bytes_max(config: &Config) -> u64 {
+    BLOCK_BYTES_MAX.min(config.scm.container_size.0 / BLOCKS_PER_CONTAINER_MIN)
+}

@@ -1,4 +1,4 @@
-//! Build tooling: `cargo xtask test | ci | tidy | s3-tests | restart-million`.
+//! Build tooling: `cargo xtask test | ci | tidy | s3-tests | restart-million | chaos | failover | compose-test`.
 //!
 //! Everything that a fresh machine needs beyond Rust and Python 3 is made here (a Python venv under `target/`), so
 //! that the README's commands are the whole set-up. Each command that runs tests ends with a line
@@ -7,10 +7,14 @@
 //! Not here: the measurements of `docs/benchmarks.md` (`ferrozone bench`) and the tests themselves.
 
 mod ceph;
+mod chaos;
 mod checks;
+mod compose;
 mod counts;
+mod failover;
 mod million;
 mod process;
+mod rig;
 mod server;
 mod stopwatch;
 mod tests;
@@ -45,6 +49,57 @@ enum Command {
     S3Tests(CephArguments),
     /// Limits that need a release build and a quiet machine: restart, idle memory, memory under uploads.
     RestartMillion(MillionArguments),
+    /// Breaks a cluster of real processes under load and judges what clients were answered. Needs root.
+    Chaos(ChaosArguments),
+    /// Kills the leader again and again: how long until writes go on.
+    Failover(FailoverArguments),
+    /// The compose file under an engine: a tree synced while containers are killed. Needs root where no engine runs.
+    ComposeTest(ComposeArguments),
+}
+
+/// What `chaos` does.
+#[derive(Debug, Args)]
+pub(crate) struct ChaosArguments {
+    /// How many faults, one after another.
+    #[arg(long, default_value_t = 200)]
+    faults: u64,
+    /// Which faults: the same seed gives the same.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Directory of the cluster, made anew; kept afterwards.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Use this server binary instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+/// What `failover` measures.
+#[derive(Debug, Args)]
+pub(crate) struct FailoverArguments {
+    /// How often the leader is killed.
+    #[arg(long, default_value_t = 20)]
+    rounds: u32,
+    /// Use this server binary instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+/// What `compose-test` runs.
+#[derive(Debug, Args)]
+pub(crate) struct ComposeArguments {
+    /// Use this server binary instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Pack a debug build: slower, sooner built.
+    #[arg(long, conflicts_with = "binary")]
+    debug: bool,
+    /// Files of the tree.
+    #[arg(long, default_value_t = 1500)]
+    files: u64,
+    /// At least so much of it.
+    #[arg(long, default_value_t = 150)]
+    megabytes: u64,
 }
 
 /// What `test` runs.
@@ -138,6 +193,9 @@ fn run(command: Command) -> Result<bool> {
             Ok(findings.is_empty())
         }
         Command::S3Tests(arguments) => ceph::run(&workspace, &arguments),
+        Command::Chaos(arguments) => chaos::run(&workspace, &arguments),
+        Command::Failover(arguments) => failover::run(&workspace, &arguments),
+        Command::ComposeTest(arguments) => compose::run(&workspace, &arguments),
         Command::RestartMillion(arguments) => million::run(&workspace, &arguments),
     }
 }

@@ -137,7 +137,7 @@ fn read_endpoints(path: &PathBuf) -> Option<[String; 2]> {
     Some([value["s3"].as_str()?.to_owned(), value["admin"].as_str()?.to_owned()])
 }
 
-fn is_ready(address: &str) -> bool {
+pub(crate) fn is_ready(address: &str) -> bool {
     let ask = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(START_DEADLINE))?;

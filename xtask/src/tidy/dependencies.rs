@@ -41,7 +41,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("checker", &["wire"]),
-    ("xtask", &["s3-client"]),
+    ("sim", &["wire", "checker", "platform", "consensus", "client", "meta", "scm", "datanode"]),
+    ("xtask", &["wire", "checker", "s3-client"]),
 ];
 
 /// Packages whose library has another name.

@@ -335,12 +335,25 @@ pub struct ReadView {
     txn: redb::ReadTransaction,
     declared: &'static [Table],
     open: Vec<OnceLock<Option<OpenReadTable>>>,
+    applied_index: OnceLock<u64>,
 }
 
 impl ReadView {
     pub(crate) fn new(txn: redb::ReadTransaction, declared: &'static [Table]) -> Self {
         let open = declared.iter().map(|_| OnceLock::new()).collect();
-        ReadView { txn, declared, open }
+        ReadView { txn, declared, open, applied_index: OnceLock::new() }
+    }
+
+    /// The last entry whose rows it shows; 0 of a store that no log feeds. A reader's witness of when it read.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn applied_index(&self) -> Result<u64, StoreError> {
+        if let Some(applied_index) = self.applied_index.get() {
+            return Ok(*applied_index);
+        }
+        let applied_index = crate::state::applied_index_of(&self.txn)?;
+        Ok(*self.applied_index.get_or_init(|| applied_index))
     }
 
     /// The open table, or `None` if nothing was ever written to it.

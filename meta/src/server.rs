@@ -30,9 +30,9 @@ use wire::group::MemberRole;
 use wire::host::HostPort;
 use wire::ids::{ContainerId, DatanodeId, LeaseId, SessionId, WriteId};
 use wire::om::{
-    BucketRef, DegradeBlocks, GetLayout, GetSigningKey, KeyFound, LAYOUT_PAGE_ENTRIES_MAX, LayoutPage, Loan,
-    LookupKey, OmReply, OmRequest, PutUser, Rejection, RenewSession, RetainAccessKeys, SignV2, SignedV2,
-    SigningKey, TakeLoan, UserInfo,
+    BucketRef, DegradeBlocks, GetLayout, GetSigningKey, KeyFound, KeyPage, LAYOUT_PAGE_ENTRIES_MAX,
+    LayoutPage, Loan, LookupKey, OmReply, OmRequest, PutUser, Rejection, RenewSession, RetainAccessKeys,
+    SignV2, SignedV2, SigningKey, TakeLoan, UserInfo,
 };
 use wire::scm::{DegradeContainer, Degraded};
 use wire::status::{Failure, Status};
@@ -529,12 +529,13 @@ impl Om {
             Some(from) => layout::page(view.as_ref(), info.write_id, &data, from, LAYOUT_PAGE_ENTRIES_MAX)
                 .map_err(|error| self.store_error(&error))?,
         };
+        let read_index = view.applied_index().map_err(|error| error::of_store(&error))?;
         drop(view);
         let layout = match page {
             None => None,
             Some((start, entries)) => Some(layout_page(memory, start, entries).await?),
         };
-        Ok(KeyFound { info, layout, read_index: 0 })
+        Ok(KeyFound { info, layout, read_index })
     }
 
     async fn get_layout(&self, memory: &LeaderMemory, request: GetLayout) -> Result<LayoutPage, CallError> {
@@ -631,7 +632,8 @@ impl Om {
                 let is_short = request.max <= INLINE_ROWS_MAX;
                 let read = move |view: &ReadView| {
                     let bucket = check(view, &request.bucket)?;
-                    Ok(listing::list_keys(view, bucket, &request)?)
+                    let page = listing::list_keys(view, bucket, &request)?;
+                    Ok(KeyPage { read_index: view.applied_index()?, ..page })
                 };
                 self.read_many(is_short, read).await.map(OmReply::ListKeys)
             }

@@ -58,6 +58,12 @@ async fn a_key_lives_through_restart_and_goes_when_deleted() {
         max: 1000,
     };
     let listed = rig.call(list).await.unwrap();
+    let found = rig.call(Rig::lookup(&bucket, "a/b")).await.unwrap();
+    let committed = found.info.version.index;
+    assert!(
+        committed <= listed.read_index && listed.read_index <= found.read_index,
+        "reads say when they were"
+    );
     assert!(
         matches!(&listed.items[..], [ListItem::Key(name, head)] if *name == key("a/b") && head.size == 100)
     );
@@ -65,7 +71,9 @@ async fn a_key_lives_through_restart_and_goes_when_deleted() {
     let context = rig.context();
     let delete =
         DeleteKeys { context, bucket: bucket.clone(), keys: vec![(key("a/b"), WriteCondition::None)] };
-    assert_eq!(rig.call(delete).await.unwrap().outcomes, [Ok(())]);
+    let deleted = rig.call(delete).await.unwrap();
+    assert_eq!(deleted.outcomes, [Ok(())]);
+    assert!(deleted.index > found.read_index);
     assert_eq!(rejected(rig.call(Rig::lookup(&bucket, "a/b")).await), Rejection::NoSuchKey);
     let block = entry(&loan, 0, 100).block;
     until("scm has logged the deletion", || scm.state.lock().deleted.contains(&block)).await;

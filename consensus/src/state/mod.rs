@@ -26,7 +26,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft::eraftpb::ConfState;
-use redb::{Database, DatabaseError, Durability, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{
+    Database, DatabaseError, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefinition,
+    WriteTransaction,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{OpenError, StoreError};
@@ -183,16 +186,32 @@ impl StateFile {
     }
 
     fn get_row<T: for<'de> Deserialize<'de>>(&self, row_key: &[u8]) -> Result<T, StoreError> {
-        let corrupt = || StoreError::Corrupt { table: CONSENSUS_NAME, row_key: row_key.to_vec() };
-        let opened = self.db.begin_read()?.open_table(CONSENSUS)?;
-        let stored = opened.get(row_key)?.ok_or_else(corrupt)?;
-        let value = unseal_row(CONSENSUS_NAME, row_key, stored.value()).ok_or_else(corrupt)?;
-        rmp_serde::from_slice(value).map_err(|_| corrupt())
+        read_row(&self.db.begin_read()?.open_table(CONSENSUS)?, row_key)
     }
 }
 
 pub(crate) fn view_of(db: &Database, tables: &'static [Table]) -> Result<ReadView, StoreError> {
     Ok(ReadView::new(db.begin_read()?, tables))
+}
+
+/// How far the rows of one read transaction have come.
+pub(crate) fn applied_index_of(txn: &ReadTransaction) -> Result<u64, StoreError> {
+    let opened = match txn.open_table(CONSENSUS) {
+        Ok(opened) => opened,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(read_row::<ProgressRow>(&opened, PROGRESS)?.applied_index)
+}
+
+fn read_row<T: for<'de> Deserialize<'de>>(
+    table: &ReadOnlyTable<&'static [u8], &'static [u8]>,
+    row_key: &[u8],
+) -> Result<T, StoreError> {
+    let corrupt = || StoreError::Corrupt { table: CONSENSUS_NAME, row_key: row_key.to_vec() };
+    let stored = table.get(row_key)?.ok_or_else(corrupt)?;
+    let value = unseal_row(CONSENSUS_NAME, row_key, stored.value()).ok_or_else(corrupt)?;
+    rmp_serde::from_slice(value).map_err(|_| corrupt())
 }
 
 /// Writes how far the rows have come, in the transaction that brings them there.

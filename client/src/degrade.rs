@@ -35,8 +35,11 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// All `degrade`s of a gateway.
 pub(crate) struct Degrades {
     session: Arc<Session>,
-    known: Mutex<BTreeMap<(ContainerId, Generation), Arc<tokio::sync::Mutex<Known>>>>,
+    known: Mutex<BTreeMap<(ContainerId, Generation), Entry>>,
 }
+
+/// Held while it is asked about.
+type Entry = Arc<tokio::sync::Mutex<Known>>;
 
 /// What SCM said of a container.
 #[derive(Default)]
@@ -88,7 +91,7 @@ impl Degrades {
         Ok(answer)
     }
 
-    fn entry(&self, container: ContainerId, generation: Generation) -> Arc<tokio::sync::Mutex<Known>> {
+    fn entry(&self, container: ContainerId, generation: Generation) -> Entry {
         let mut known = self.known.lock();
         let entry = known.entry((container, generation)).or_default().clone();
         while known.len() > CONTAINERS_MAX {

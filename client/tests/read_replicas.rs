@@ -27,7 +27,7 @@ struct Rig {
 async fn rig() -> Rig {
     let cluster = Cluster::of(4).await;
     let (outcome, _) = cluster.put(Replication::Three, &pattern(LENGTH), true).await;
-    let entries = outcome.unwrap();
+    let entries = outcome.expect("all nodes are well");
     let holders = (0..4).filter(|at| cluster.nodes[*at].has(&entries[0])).collect();
     let reader = KeyReader::new(cluster.session.clone(), cluster.datanodes.clone());
     Rig { cluster, entries, holders, reader }
@@ -69,7 +69,7 @@ impl Rig {
                 .collect(),
         };
         let bucket = BucketRef {
-            name: wire::names::BucketName::new("bucket").unwrap(),
+            name: wire::names::BucketName::new("bucket").expect("a legal name"),
             id: BucketId(1),
             config_version: 1,
             access_version: 1,
@@ -88,7 +88,7 @@ impl Rig {
 
     async fn reads_all(&self) -> Duration {
         let (data, took) = self.read(0, LENGTH, None).await;
-        assert!(data.unwrap() == pattern(LENGTH));
+        assert!(data.expect("a replica is well") == pattern(LENGTH));
         took
     }
 }

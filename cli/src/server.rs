@@ -145,6 +145,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let readiness = Readiness::waiting("the roles of this process");
     let metrics = admin::record_metrics()?;
     gateway::metrics::describe();
+    client::metrics::describe();
     let stopping = CancellationToken::new();
     let operators = tokio::spawn({
         let router = admin::router(readiness.clone(), metrics);
@@ -307,6 +308,7 @@ fn gateway_config(config: &Config) -> GatewayConfig {
         connections_per_ip_max: s3.connections_max,
         body_memory_bytes: s3.body_memory.0 as usize,
         shutdown_deadline: s3.shutdown_deadline.0,
+        witness: s3.witness,
         ..GatewayConfig::default()
     }
 }

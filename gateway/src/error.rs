@@ -2,6 +2,8 @@
 //!
 //! Invariant: messages name the cause and never a path, an address or another internal of ours.
 //!
+//! A state that passes is a 503 with `Retry-After`, never a 500. Which state gives which answer: docs/errors.md.
+//!
 //! Not here: the XML (see `response`).
 
 use auth::AuthError;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use client::http::{DatanodeStub, Transport, Verifier, datanode_router, serve};
 use client::key_writer::{KeyWriter, WrittenBlocks};
 use client::service::{CallError, ChunkStream, DatanodeService, Datanodes, OmService};
 use client::session::Session;
@@ -17,7 +18,9 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use wire::block::*;
 use wire::chunk::{BlockDigest, ChunkRun};
+use wire::cluster_key::ClusterKey;
 use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::host::HostPort;
 use wire::ids::*;
 use wire::limits::CHUNK_BYTES;
 use wire::om::{Loan, OmReply, OmRequest};
@@ -195,6 +198,8 @@ pub struct State {
 /// OM and SCM in one.
 pub struct FakeOm {
     pub nodes: Vec<DatanodeId>,
+    /// Where they listen; not at all while they live in the gateway's process.
+    pub addresses: BTreeMap<DatanodeId, HostPort>,
     pub state: Mutex<State>,
     /// How long a loan without some datanodes is sought in vain.
     pub patience: Duration,
@@ -298,8 +303,12 @@ impl OmService for FakeOm {
                     length_max: BLOCK_MAX,
                     expires_ms: u64::MAX,
                 };
-                let members =
-                    container.members.iter().map(|id| DatanodeAddress { id: *id, address: None }).collect();
+                let address = |id: &DatanodeId| self.addresses.get(id).cloned();
+                let members = container
+                    .members
+                    .iter()
+                    .map(|id| DatanodeAddress { id: *id, address: address(id) })
+                    .collect();
                 let pipeline = Pipeline { id: PipelineId(id.0), replication: request.replication, members };
                 Ok(OmReply::TakeLoan(Loan {
                     id: LoanId(number),
@@ -359,23 +368,43 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// So many datanodes in the gateway's process.
     pub async fn of(count: usize) -> Self {
-        let datanodes = Arc::new(Datanodes::local_only());
-        let mut nodes = Vec::new();
-        for number in 0..count {
-            let id = DatanodeId(uuid::Uuid::from_u128(number as u128 + 1));
-            let node = Arc::new(Node {
-                id,
-                mode: Mutex::new(Mode::Well),
-                blocks: Mutex::default(),
-                closed: Mutex::default(),
-                reads: Mutex::default(),
-            });
-            datanodes.insert(id, node.clone());
-            nodes.push(node);
+        let nodes = nodes(count);
+        let datanodes = Datanodes::local_only();
+        for node in &nodes {
+            datanodes.insert(node.id, node.clone());
         }
+        Self::with(nodes, datanodes, BTreeMap::new()).await
+    }
+
+    /// So many datanodes behind listeners on loopback. For the real clock.
+    pub async fn over_http(count: usize) -> Self {
+        let key = ClusterKey::new(ClusterId::default(), [1; 32]);
+        let nodes = nodes(count);
+        let mut addresses = BTreeMap::new();
+        for node in &nodes {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has a port");
+            addresses.insert(node.id, listener.local_addr().expect("it is bound").into());
+            let router = datanode_router(node.clone(), Verifier::new(key.clone()));
+            tokio::spawn(serve(listener, router, std::future::pending()));
+        }
+        let transport = Transport::new(key);
+        let datanodes = Datanodes::new(Box::new(move |datanode| {
+            Ok(Arc::new(DatanodeStub::connect(transport.clone(), datanode)?))
+        }));
+        Self::with(nodes, datanodes, addresses).await
+    }
+
+    async fn with(
+        nodes: Vec<Arc<Node>>,
+        datanodes: Datanodes,
+        addresses: BTreeMap<DatanodeId, HostPort>,
+    ) -> Self {
+        let datanodes = Arc::new(datanodes);
         let om = Arc::new(FakeOm {
             nodes: nodes.iter().map(|node| node.id).collect(),
+            addresses,
             state: Mutex::default(),
             patience: Duration::from_secs(2),
             opens_pairs: Mutex::new(false),
@@ -442,6 +471,17 @@ impl Cluster {
     pub fn degrades(&self) -> usize {
         self.om.state.lock().degrades.len()
     }
+}
+
+fn nodes(count: usize) -> Vec<Arc<Node>> {
+    let node = |number| Node {
+        id: DatanodeId(uuid::Uuid::from_u128(number as u128 + 1)),
+        mode: Mutex::new(Mode::Well),
+        blocks: Mutex::default(),
+        closed: Mutex::default(),
+        reads: Mutex::default(),
+    };
+    (0..count).map(|number| Arc::new(node(number))).collect()
 }
 
 pub fn pattern(length: usize) -> Bytes {

@@ -53,8 +53,8 @@ pub(crate) struct LentBlock {
     pub(crate) session: SessionId,
 }
 
-/// A loan on its way, for all who wait for it.
-type Fetch = Shared<BoxFuture<'static, Result<(), Failure>>>;
+/// A loan on its way, for all who wait for it; answers whether it is without the datanodes it was to avoid.
+type Fetch = Shared<BoxFuture<'static, Result<bool, Failure>>>;
 
 /// All loans of a gateway.
 pub(crate) struct Loans {
@@ -135,7 +135,7 @@ impl Loans {
                 return None;
             }
             let fetched = timeout(AVOIDING_WAIT, self.fetch(replication, datanodes.clone())).await;
-            if !matches!(fetched, Ok(Ok(()))) {
+            if !matches!(fetched, Ok(Ok(true))) {
                 break;
             }
         }
@@ -244,9 +244,9 @@ impl Loans {
         self: &Arc<Self>,
         replication: Replication,
         datanodes: BTreeSet<DatanodeId>,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let avoid: Vec<ContainerId> = self.avoid.lock().iter().copied().collect();
-        let avoid_datanodes: Vec<DatanodeId> = datanodes.into_iter().collect();
+        let avoid_datanodes: Vec<DatanodeId> = datanodes.iter().copied().collect();
         // The session the context names is the one the loan belongs to.
         let session = Mutex::new(self.session.id());
         let make = |context: wire::om::WriteContext| {
@@ -268,8 +268,9 @@ impl Loans {
         let container = open.loan.container;
         if !avoid.contains(&container) && self.avoid.lock().contains(&container) {
             self.return_loans(vec![open]);
-            return Ok(());
+            return Ok(true);
         }
+        let avoids = open.avoids(&datanodes);
         let mut left = Vec::new();
         {
             let mut pools = self.pools.lock();
@@ -280,7 +281,7 @@ impl Loans {
             }
         }
         self.return_loans(left);
-        Ok(())
+        Ok(avoids)
     }
 
     fn return_loans(self: &Arc<Self>, loans: Vec<OpenLoan>) {

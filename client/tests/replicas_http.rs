@@ -8,7 +8,7 @@ use cluster::{Cluster, Mode, pattern};
 use futures_util::future::join_all;
 use wire::block::Replication::Three;
 
-const LONG: usize = 9 << 20;
+const LONG: usize = 5 << 20;
 
 #[tokio::test]
 async fn stopped_datanode_costs_a_second() {

@@ -28,7 +28,7 @@ use wire::scm::Degraded;
 use wire::status::{Failure, Status};
 
 /// Bytes of a block at most.
-pub const BLOCK_MAX: u64 = 5 << 20;
+pub const BLOCK_MAX: u64 = 3 << 20;
 /// Ids in a loan.
 pub const LOAN_IDS: u16 = 64;
 

@@ -346,6 +346,11 @@ impl SimulatedDisk {
         }
     }
 
+    /// All bytes can be read again.
+    pub fn make_readable(&self) {
+        self.shared.lock().unreadable.clear();
+    }
+
     /// The disk is pulled out, or put back: nothing is found on it meanwhile.
     pub fn set_gone(&self, is_gone: bool) {
         self.shared.lock().is_gone = is_gone;

@@ -56,6 +56,8 @@ const COPIES_MAX: usize = 64;
 const SILENCE: Duration = Duration::from_secs(30);
 /// An order that comes again sooner after its failure is the repeat of one SCM had not heard the failure of.
 const RETRY_NS: u64 = 10 * 1_000_000_000;
+/// A copy that waits for its bandwidth looks so often whether it is still wanted.
+const THROTTLE_SLICE: Duration = Duration::from_millis(500);
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
 /// Rows of one commit that enters a copy into the index.
@@ -255,7 +257,7 @@ async fn receive(
             copy.report.condition = ReplicaCondition::Copying { received_bytes }
         });
         node.changes.add(order.container);
-        throttle(begun_ns, received_bytes, order.bytes_per_second).await;
+        throttle(&node.copies, order, begun_ns, received_bytes).await?;
     }
     drop(pieces);
     let bytes = copy.received;
@@ -274,15 +276,18 @@ async fn next(pieces: &mut ReplicaStream) -> Result<ReplicaPiece, BlockError> {
     piece.unwrap_or_else(early).map_err(BlockError::Stream)
 }
 
-/// Waits until so many bytes may have come.
-async fn throttle(begun_ns: u64, bytes: u64, bytes_per_second: u64) {
-    if bytes_per_second == 0 {
-        return;
+/// Waits until so many bytes may have come; not longer than the copy is wanted.
+async fn throttle(copies: &Copies, order: &Order, begun_ns: u64, bytes: u64) -> Result<(), BlockError> {
+    if order.bytes_per_second == 0 {
+        return Ok(());
     }
-    let due_ns = u128::from(bytes) * 1_000_000_000 / u128::from(bytes_per_second);
-    let elapsed_ns = u128::from(wire::clock::steady_ns().saturating_sub(begun_ns));
-    if let Ok(wait_ns) = u64::try_from(due_ns.saturating_sub(elapsed_ns)) {
-        tokio::time::sleep(Duration::from_nanos(wait_ns)).await;
+    let due_ns = u128::from(bytes) * 1_000_000_000 / u128::from(order.bytes_per_second);
+    loop {
+        let elapsed_ns = u128::from(wire::clock::steady_ns().saturating_sub(begun_ns));
+        let Some(wait_ns) = due_ns.checked_sub(elapsed_ns).filter(|wait| *wait > 0) else { return Ok(()) };
+        let wait = u64::try_from(wait_ns).map_or(THROTTLE_SLICE, Duration::from_nanos);
+        tokio::time::sleep(wait.min(THROTTLE_SLICE)).await;
+        copies.check(order.container)?;
     }
 }
 

@@ -1,6 +1,8 @@
 //! A datanode on a simulated disk with an SCM that says what a test wants it to say.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of the rig")]
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +18,10 @@ use wire::block::{BlockClaim, BlockEntry, BlockOperation, BlockToken, Replicatio
 use wire::chunk::ChunkRun;
 use wire::datanode::{ReadBlock, WriteBlock};
 use wire::ids::{BlockId, ClusterId, ContainerId, Generation, LocalId, SessionId};
+use wire::scm::ReplicaReport;
 use wire::scm::{DatanodeAction, DatanodeCommand, HeartbeatReply, Registered, ScmReply, ScmRequest};
 use wire::status::{Failure, Status};
+use wire::world::World;
 
 /// An SCM that hands out keys and the commands it was given.
 #[derive(Default)]
@@ -67,6 +71,57 @@ pub struct Rig {
     pub config: DatanodeConfig,
     pub datanode: Datanode,
     pub scm: Arc<FakeScm>,
+    /// Others it may copy from.
+    pub datanodes: Arc<Datanodes>,
+}
+
+/// Time and randomness of a simulated run; `on_step` is called at every durable step.
+struct TestWorld {
+    origin: tokio::time::Instant,
+    random: Cell<u64>,
+    on_step: Box<dyn Fn(&'static str)>,
+}
+
+impl World for TestWorld {
+    fn now_ms(&self) -> u64 {
+        1_700_000_000_000 + self.origin.elapsed().as_millis() as u64
+    }
+
+    fn steady_ns(&self) -> u64 {
+        1 + self.origin.elapsed().as_nanos() as u64
+    }
+
+    fn fill(&self, bytes: &mut [u8]) {
+        for byte in bytes {
+            let next = self.random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            self.random.set(next);
+            *byte = (next >> 56) as u8;
+        }
+    }
+
+    fn step(&self, name: &'static str) {
+        (self.on_step)(name);
+    }
+}
+
+/// Runs a test as the simulator runs nodes: one thread, time that jumps, randomness from `seed`.
+pub fn simulated<F: Future>(seed: u64, test: F) -> F::Output {
+    simulated_with(seed, |_| {}, test)
+}
+
+/// The same with a hand at every durable step.
+pub fn simulated_with<F: Future>(seed: u64, on_step: impl Fn(&'static str) + 'static, test: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime starts");
+    let outcome = runtime.block_on(platform::node::scope(Some(1), async {
+        let random = Cell::new(seed);
+        let origin = tokio::time::Instant::now();
+        wire::world::install(Some(Rc::new(TestWorld { origin, random, on_step: Box::new(on_step) })));
+        test.await
+    }));
+    drop(runtime);
+    wire::world::install(None);
+    outcome
 }
 
 /// Bytes that differ from block to block and from place to place.
@@ -106,13 +161,14 @@ impl Rig {
         set(&mut config);
         let scm = Arc::new(FakeScm::default());
         let datanode = open(&config, &disk).await;
-        let rig = Self { disk, config, datanode, scm };
+        let datanodes = Arc::new(Datanodes::local_only());
+        let rig = Self { disk, config, datanode, scm, datanodes };
         rig.start().await;
         rig
     }
 
     async fn start(&self) {
-        self.datanode.start(self.scm.clone(), Arc::new(Datanodes::local_only()));
+        self.datanode.start(self.scm.clone(), self.datanodes.clone());
         let probe = self.write_request(u64::MAX, 0, 1);
         let mut bad = probe.clone();
         bad.token.claim.count = 0;
@@ -150,7 +206,7 @@ impl Rig {
         key()
     }
 
-    fn token(&self, operation: BlockOperation, container: u64) -> BlockToken {
+    pub fn token(&self, operation: BlockOperation, container: u64) -> BlockToken {
         let claim = BlockClaim {
             operation,
             container: ContainerId(container),
@@ -236,6 +292,12 @@ impl Rig {
         self.scm.command(vec![self.make_command(container, action)]);
     }
 
+    /// What is reported of a container, if anything.
+    pub fn report_of(&self, container: u64) -> Option<ReplicaReport> {
+        let replicas = self.datanode.report().1;
+        replicas.into_iter().find(|report| report.container == ContainerId(container))
+    }
+
     pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
         self.until_async(async |rig| condition(rig)).await;
     }
@@ -266,6 +328,6 @@ pub fn uuid_of(byte: u8) -> uuid::Uuid {
 
 async fn open(config: &DatanodeConfig, disk: &SimulatedDisk) -> Datanode {
     let (config, io) = (config.clone(), Arc::new(disk.clone()) as Arc<dyn DiskIo>);
-    let opened = tokio::task::spawn_blocking(move || Datanode::open_on(config, vec![io])).await;
+    let opened = platform::task::spawn_blocking(move || Datanode::open_on(config, vec![io])).await;
     opened.expect("opening does not panic").expect("the disk opens")
 }

@@ -71,6 +71,8 @@ pub struct Faults {
     pub reads_fail: bool,
     /// Writes fail.
     pub writes_fail: bool,
+    /// Writes find no room, whatever the disk says of its free space: a quota, or somebody faster.
+    pub has_no_room: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -515,6 +517,9 @@ impl BlockFile for SimulatedFile {
         let written = self.with(&[12, offset, bytes], |contents, faults| {
             if faults.writes_fail {
                 return Err(broken());
+            }
+            if faults.has_no_room {
+                return Err(io::ErrorKind::StorageFull.into());
             }
             let mut position = offset;
             for part in parts {

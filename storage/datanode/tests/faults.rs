@@ -1,5 +1,7 @@
 //! Disks that fail, wholly or in a sector, before the start and after it; what a crash leaves; answers for what is not here.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod rig;
 
 use std::sync::Arc;

@@ -4,6 +4,7 @@ use datanode::extent::{
     ContainerHeader, ExtentHeader, ExtentTrailer, Salt, Seal, decode_seal, encode_seal, extent_bytes,
 };
 use datanode::identity::{Identity, NotAnIdentity};
+use datanode::members;
 use wire::block::Replication;
 use wire::chunk::BlockDigest;
 use wire::ids::{BlockId, ClusterId, ContainerId, DatanodeId, Generation, LocalId};
@@ -68,6 +69,26 @@ fn seal_of_layout_1() {
     assert_eq!(decode_seal(&unhex(SEAL_V1), &container()), Some(Seal { end: 0x9000, deletion_done: 0 }));
     let other = ContainerHeader { generation: Generation(4), ..container() };
     assert_eq!(decode_seal(&unhex(SEAL_V1), &other), None);
+}
+
+#[test]
+fn flag_and_number_of_a_copy() {
+    let copy = ContainerHeader { is_copy: true, ..container() };
+    let page = copy.encode();
+    assert_eq!(page[12..16], [3, 0, 1, 0]);
+    assert_eq!(ContainerHeader::decode(&page), Some(copy));
+    let seal = encode_seal(&copy, 0x9000, 0x0102);
+    assert_eq!(seal[24..40], [0, 0x90, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(decode_seal(&seal, &copy), Some(Seal { end: 0x9000, deletion_done: 0x0102 }));
+}
+
+const MEMBERS_V1: &str = "467a4d656d6265720200000000000000ccccccccccccccccccccccccccccccccddddddddddddddddddddddddddddddddfc395f5ec25689c9";
+
+#[test]
+fn members_of_version_1() {
+    let disks = [uuid(0xdd), uuid(0xcc)].into();
+    assert_eq!(hex(&members::encode(&disks)), MEMBERS_V1);
+    assert_eq!(members::decode(&unhex(MEMBERS_V1)), Some(disks));
 }
 
 #[test]

@@ -10,11 +10,16 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use wire::block::Replication;
 use wire::clock::UnixMs;
 use wire::ids::{BlockId, ContainerId, LeaseId, LocalId, SessionId};
 use wire::om::{
     AbortUpload, CommitKey, CommitPart, CompleteUpload, CopyKey, CreateBucket, CreateUpload, DeleteBucket,
     DeleteKeys, ReleaseBlocks, UserInfo, WriteContext,
+};
+use wire::operator::{
+    CreateNamespaceBucket, CreateVolume, DeleteNamespaceBucket, DeleteVolume, SetBucketQuota,
+    SetDefaultReplication, SetVolume,
 };
 use wire::scm::Lease;
 
@@ -101,6 +106,18 @@ pub(crate) struct ExpireUploads {
     pub(crate) rows: Vec<ByteBuf>,
     /// Only those completed before.
     pub(crate) completed_before_ms: UnixMs,
+}
+
+/// Declare a container empty, if it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RetireContainer {
+    pub(crate) container: ContainerId,
+}
+
+/// The replication of new keys where neither bucket nor cluster names one yet: from the configuration, once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InitDefaults {
+    pub(crate) replication: Replication,
 }
 
 /// Create or replace a user and its access key.
@@ -194,4 +211,13 @@ commands! {
     21 => CommitPart,
     22 => CompleteUpload,
     23 => AbortUpload,
+    24 => RetireContainer,
+    25 => InitDefaults,
+    26 => SetDefaultReplication,
+    27 => CreateVolume,
+    28 => SetVolume,
+    29 => DeleteVolume,
+    30 => CreateNamespaceBucket,
+    31 => SetBucketQuota,
+    32 => DeleteNamespaceBucket,
 }

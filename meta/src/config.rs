@@ -36,9 +36,14 @@ pub struct OmConfig {
     pub work_interval_ms: u64,
     /// How often leases are compared with SCM.
     pub lease_interval_ms: u64,
+    /// How often empty containers are looked for.
+    pub retire_interval_ms: u64,
+    /// Replication of new keys while the state names none: logged once, by the first leader of a cluster. Operators change
+    /// it by `SetDefaultReplication`.
+    pub default_replication: Replication,
     /// Bytes of one block at most, as write tokens say: several must fit a container.
     pub block_bytes_max: u64,
-    /// Replication types for which leases are held before anybody asks.
+    /// Replication types for which leases are held before anybody asks, beside the default.
     pub replications: Vec<Replication>,
 }
 
@@ -63,8 +68,11 @@ impl OmConfig {
             work_interval_ms: 500,
             // A container that left OPEN must not be lent from for long.
             lease_interval_ms: 1000,
+            // An empty container costs little: its blocks are punched already.
+            retire_interval_ms: 30_000,
+            default_replication: Replication::One,
             block_bytes_max: BLOCK_BYTES_MAX,
-            replications: vec![Replication::One],
+            replications: Vec::new(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use consensus::StoreError;
 use serde::de::DeserializeOwned;
 use wire::block::BlockEntry;
-use wire::ids::BucketId;
+use wire::ids::SessionId;
 use wire::om::UserInfo;
 
 use crate::command::Command;
@@ -26,6 +26,9 @@ pub fn row(table: &str, row_key: &[u8], value: &[u8]) -> Option<String> {
         schema::META if row_key == schema::META_HANDOVER => {
             text::<schema::HandoverRow>(table, row_key, value)
         }
+        schema::META if row_key == schema::META_DEFAULTS => {
+            text::<schema::DefaultsRow>(table, row_key, value)
+        }
         schema::META => text::<u64>(table, row_key, value),
         schema::VOLUME => text::<schema::VolumeRow>(table, row_key, value),
         schema::BUCKET => text::<schema::BucketRow>(table, row_key, value),
@@ -41,7 +44,11 @@ pub fn row(table: &str, row_key: &[u8], value: &[u8]) -> Option<String> {
         schema::UPLOAD_DONE => text::<schema::UploadDoneRow>(table, row_key, value),
         schema::PART => text::<schema::PartRow>(table, row_key, value),
         schema::BLOCK => text::<schema::BlockRow>(table, row_key, value),
-        schema::BLOCK_REF => text::<BucketId>(table, row_key, value),
+        schema::BLOCK_REF => text::<schema::BlockRefRow>(table, row_key, value),
+        schema::SESSION_NONCE => text::<SessionId>(table, row_key, value),
+        schema::BUCKET_ID => Some(value.escape_ascii().to_string()),
+        schema::VOLUME_OWNER => value.is_empty().then(String::new),
+        schema::RETIRED => text::<schema::RetiredRow>(table, row_key, value),
         schema::SESSION => text::<schema::SessionRow>(table, row_key, value),
         schema::REQUEST => text::<Reply>(table, row_key, value),
         schema::LEASE => text::<schema::LeaseRow>(table, row_key, value),

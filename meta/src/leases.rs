@@ -169,6 +169,11 @@ impl LeaderMemory {
         }
     }
 
+    /// Leases of this type will be needed.
+    pub(crate) fn expect(&self, replication: Replication) {
+        self.demand.lock().replications.insert(replication);
+    }
+
     /// Notes that leases of this type are needed, and which containers do not serve.
     pub(crate) fn want(&self, replication: Replication, avoid: &BTreeSet<ContainerId>) {
         let until = clock::now_ms() + AVOID_MS;

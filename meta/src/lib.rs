@@ -8,6 +8,7 @@
 //!  leader.rs    terms of leadership begin and end                 leases.rs    leader memory: leases, token keys
 //!  prepare.rs   leader side, before the log                       locations.rs where containers are
 //!  command.rs   what raft logs (a format)                         seal.rs      secrets at rest, signing keys
+//!  operators.rs what operators ask
 //!  schema.rs    tables, row keys, rows (a format)                 state/*.rs   apply, one file a noun
 //!  inspect.rs   rows and commands as text
 //! ```
@@ -28,6 +29,7 @@ mod leader;
 mod leases;
 mod locations;
 mod metrics;
+mod operators;
 mod prepare;
 mod schema;
 mod seal;

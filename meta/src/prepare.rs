@@ -62,6 +62,16 @@ pub(crate) fn validate(request: &mut OmRequest) -> Result<(), Rejection> {
             at_most(put.access_key.len(), NAME_BYTES_MAX, "bytes in an access key")?;
             at_most(put.secret.0.len(), NAME_BYTES_MAX, "bytes in a secret")?;
         }
+        OmRequest::CreateVolume(create) => {
+            at_most(create.owner.0.len(), NAME_BYTES_MAX, "bytes in a user id")?
+        }
+        OmRequest::SetVolume(set) => {
+            let bytes = set.owner.as_ref().map_or(0, |owner| owner.0.len());
+            at_most(bytes, NAME_BYTES_MAX, "bytes in a user id")?;
+        }
+        OmRequest::CreateNamespaceBucket(create) => {
+            at_most(create.owner.0.len(), NAME_BYTES_MAX, "bytes in a user id")?;
+        }
         OmRequest::CreateBucket(create) => {
             at_most(create.owner.id.0.len(), NAME_BYTES_MAX, "bytes in a user id")?;
             at_most(create.location.len(), NAME_BYTES_MAX, "bytes in a location")?;

@@ -17,13 +17,14 @@ use wire::clock::UnixMs;
 use wire::ids::{
     BlockId, BucketId, ContainerId, Generation, LeaseId, LoanId, LocalId, SessionId, VersionId, WriteId,
 };
-use wire::names::{BucketName, KeyName, S3_VOLUME};
+use wire::names::{BucketName, KeyName, VolumeName};
 use wire::om::{
     BucketInfo, KeyAttributes, KeyHead, KeyInfo, PartInfo, PartRun, StorageClass, UploadCompleted,
     UploadInfo, UserId, UserInfo,
 };
+use wire::operator::Quota;
 
-/// Singletons by name: clock, access version, hand-over in progress.
+/// Singletons by name: clock, access version, defaults, hand-over in progress.
 pub(crate) const META: Table = Table::new(0, "meta");
 /// name -> [`VolumeRow`].
 pub(crate) const VOLUME: Table = Table::new(1, "volume");
@@ -47,7 +48,7 @@ pub(crate) const UPLOAD_DONE: Table = Table::new(9, "upload_done");
 pub(crate) const PART: Table = Table::new(10, "part");
 /// container, local id -> [`BlockRow`].
 pub(crate) const BLOCK: Table = Table::new(11, "block");
-/// container, local id, write id -> bucket id: owners beside the first.
+/// container, local id, write id -> [`BlockRefRow`]: owners beside the first.
 pub(crate) const BLOCK_REF: Table = Table::new(12, "block_ref");
 /// session id -> [`SessionRow`].
 pub(crate) const SESSION: Table = Table::new(13, "session");
@@ -65,6 +66,14 @@ pub(crate) const DELETED: Table = Table::new(18, "deleted");
 pub(crate) const WORK: Table = Table::new(19, "work");
 /// kind, 0, name -> [`UserInfo`] | [`AccessKeyRow`].
 pub(crate) const ACCESS: Table = Table::new(20, "access");
+/// nonce -> session id: who opens a session twice gets the same.
+pub(crate) const SESSION_NONCE: Table = Table::new(21, "session_nonce");
+/// bucket id -> volume, 0, name.
+pub(crate) const BUCKET_ID: Table = Table::new(22, "bucket_id");
+/// owner (length first), volume -> nothing.
+pub(crate) const VOLUME_OWNER: Table = Table::new(23, "volume_owner");
+/// container -> [`RetiredRow`]: declared empty; takes nothing any more.
+pub(crate) const RETIRED: Table = Table::new(24, "retired");
 
 /// All tables, each at its index. Append only.
 pub(crate) const TABLES: &[Table] = &[
@@ -89,12 +98,18 @@ pub(crate) const TABLES: &[Table] = &[
     DELETED,
     WORK,
     ACCESS,
+    SESSION_NONCE,
+    BUCKET_ID,
+    VOLUME_OWNER,
+    RETIRED,
 ];
 
 /// The latest time of any applied command.
 pub(crate) const META_CLOCK: &[u8] = b"clock";
 /// Raised by every change of users and access keys.
 pub(crate) const META_ACCESS_VERSION: &[u8] = b"access_version";
+/// [`DefaultsRow`].
+pub(crate) const META_DEFAULTS: &[u8] = b"defaults";
 /// [`HandoverRow`], while a batch of freed blocks is on its way to SCM.
 pub(crate) const META_HANDOVER: &[u8] = b"handover";
 /// The number of the last batch handed to SCM.
@@ -105,35 +120,70 @@ pub(crate) const WORK_NOW: u8 = 0;
 /// The work queue whose rows wait for the delete grace: block lists that readers may still page through.
 pub(crate) const WORK_AFTER_GRACE: u8 = 1;
 
+/// What holds for buckets that name nothing of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DefaultsRow {
+    /// Replication of new keys.
+    pub(crate) replication: Replication,
+    /// Counts changes. Added to every bucket's own `config_version`, so that whoever knows the old default is refused.
+    pub(crate) version: u64,
+}
+
+impl Default for DefaultsRow {
+    fn default() -> Self {
+        Self { replication: Replication::One, version: 0 }
+    }
+}
+
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VolumeRow {
-    pub(crate) owner: String,
+    pub(crate) owner: UserId,
     pub(crate) created_ms: UnixMs,
+    #[serde(default)]
+    pub(crate) quota: Quota,
+    /// How many buckets and links it has.
+    #[serde(default)]
+    pub(crate) buckets: u64,
 }
 
-/// A bucket.
+/// A bucket, or a link to one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BucketRow {
     pub(crate) id: BucketId,
     pub(crate) owner: UserInfo,
     pub(crate) created_ms: UnixMs,
     pub(crate) location: String,
+    /// Counts changes of this row that callers must know.
     pub(crate) config_version: u64,
+    /// Replication of new keys; None: the cluster's default.
+    #[serde(default)]
+    pub(crate) replication: Option<Replication>,
+    #[serde(default)]
+    pub(crate) quota: Quota,
+    /// A link: volume and name of the bucket it stands for. It has no keys of its own.
+    #[serde(default)]
+    pub(crate) source: Option<(VolumeName, BucketName)>,
 }
 
 impl BucketRow {
-    pub(crate) fn info(self, name: BucketName) -> BucketInfo {
+    pub(crate) fn info(self, name: BucketName, defaults: DefaultsRow) -> BucketInfo {
         BucketInfo {
             id: self.id,
             name,
             owner: self.owner,
             created_ms: self.created_ms,
             location: self.location,
-            config_version: self.config_version,
-            replication: Replication::One,
+            config_version: self.config_version + defaults.version,
+            replication: self.replication.unwrap_or(defaults.replication),
         }
     }
+}
+
+/// A container that OM has declared empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RetiredRow {
+    pub(crate) retired_ms: UnixMs,
 }
 
 /// Counters of a bucket or volume.
@@ -301,7 +351,7 @@ pub(crate) enum BlockState {
 }
 
 /// A block that is not on loan any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BlockRow {
     pub(crate) state: BlockState,
     /// The write that owns it; further owners stand in `block_ref`. Zero if it was never committed.
@@ -315,6 +365,19 @@ pub(crate) struct BlockRow {
     /// Raft index of the command that committed it, and its time: the answer to a late repeat.
     pub(crate) committed_index: u64,
     pub(crate) committed_ms: UnixMs,
+    /// The key, or the key of the upload, that the owner wrote it for. None once it is freed.
+    ///
+    /// It stands here and not in a row per write, so that a commit writes no further row; blocks are large or alone in
+    /// their key, so the name is a small part of what they hold.
+    #[serde(default)]
+    pub(crate) key: Option<KeyName>,
+}
+
+/// A further owner of a block: the bucket and key of a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BlockRefRow {
+    pub(crate) bucket: BucketId,
+    pub(crate) key: KeyName,
 }
 
 /// A gateway's session.
@@ -458,18 +521,18 @@ pub(crate) fn pair(high: u64, low: u64) -> [u8; 16] {
     ((u128::from(high) << 64) | u128::from(low)).to_be_bytes()
 }
 
-/// Row key of a bucket in volume `s3v`.
-pub(crate) fn bucket_row_key(name: &str) -> Vec<u8> {
-    [S3_VOLUME.as_bytes(), &[0], name.as_bytes()].concat()
+/// Row key of a bucket.
+pub(crate) fn bucket_row_key(volume: &str, name: &str) -> Vec<u8> {
+    [volume.as_bytes(), &[0], name.as_bytes()].concat()
 }
 
-/// The name in a bucket's row key.
-pub(crate) fn bucket_of_row_key(row_key: &[u8]) -> Option<BucketName> {
-    let name = row_key.get(S3_VOLUME.len() + 1..)?;
-    BucketName::new(std::str::from_utf8(name).ok()?).ok()
+/// Volume and name in a bucket's row key.
+pub(crate) fn bucket_of_row_key(row_key: &[u8]) -> Option<(&str, BucketName)> {
+    let (volume, name) = std::str::from_utf8(row_key).ok()?.split_once('\0')?;
+    Some((volume, BucketName::new(name).ok()?))
 }
 
-/// Row key of an owner's bucket; with an empty name, of the count.
+/// Row key of an owner's bucket in volume `s3v` (with an empty name, of their count), or of an owner's volume.
 pub(crate) fn owner_row_key(owner: &UserId, bucket: &str) -> Vec<u8> {
     let length = owner.0.len() as u16;
     [&length.to_be_bytes(), owner.0.as_bytes(), bucket.as_bytes()].concat()

@@ -59,8 +59,8 @@ pub(crate) fn retain(txn: &mut Txn<'_, '_>, access_keys: &[String]) -> Result<Re
 }
 
 fn raise_version(txn: &mut Txn<'_, '_>) -> Result<Reply, StoreError> {
-    let version = txn.access_version + 1;
+    let version = txn.current.access_version + 1;
     txn.put(META, META_ACCESS_VERSION, &version)?;
-    txn.access_version = version;
+    txn.current.access_version = version;
     Ok(Reply::Done)
 }

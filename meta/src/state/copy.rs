@@ -13,14 +13,14 @@ use crate::state::{Reply, Stop, Txn, block, bucket, condition, deletion, key, la
 
 /// CopyKey.
 pub(crate) fn copy(txn: &mut Txn<'_, '_>, command: CopyKey) -> Result<Reply, Stop> {
-    let source_bucket = bucket::check(txn, txn.access_version, &command.source_bucket)?;
-    let bucket = bucket::check(txn, txn.access_version, &command.bucket)?;
-    let source = key::get(txn, source_bucket, &command.source_key)?.ok_or(Rejection::NoSuchKey)?;
+    let source_bucket = bucket::check(txn, txn.current, &command.source_bucket)?;
+    let bucket = bucket::check(txn, txn.current, &command.bucket)?;
+    let source = key::get(txn, source_bucket.id, &command.source_key)?.ok_or(Rejection::NoSuchKey)?;
     if source.rest.version != command.source_version {
         return Err(Rejection::SourceChanged.into());
     }
-    let is_itself = source_bucket == bucket && command.source_key == command.key;
-    let old = if is_itself { Some(source.clone()) } else { key::get(txn, bucket, &command.key)? };
+    let is_itself = source_bucket.id == bucket.id && command.source_key == command.key;
+    let old = if is_itself { Some(source.clone()) } else { key::get(txn, bucket.id, &command.key)? };
     condition::check(command.condition, old.as_ref().map(|old| old.head.etag))?;
     if source.rest.replication != command.replication && source.head.size > 0 {
         return Err(Rejection::CannotShare.into());
@@ -45,14 +45,14 @@ pub(crate) fn copy(txn: &mut Txn<'_, '_>, command: CopyKey) -> Result<Reply, Sto
         let entries = layout::whole(txn, row.rest.write_id, &row.rest.data, COPY_SHARED_BLOCKS_MAX)?
             .ok_or(Rejection::CannotShare)?;
         for entry in &entries {
-            if !block::share(txn, entry.block, write_id, bucket)? {
+            if !block::share(txn, entry.block, write_id, bucket.id, &command.key)? {
                 return Err(Rejection::CannotShare.into());
             }
         }
         row.rest.data = layout::store(txn, write_id, entries.into_iter())?;
         row.rest.write_id = write_id;
     }
-    key::replace(txn, bucket, &command.key, old.as_ref(), &row)?;
+    key::replace(txn, &bucket, &command.key, old.as_ref(), &row)?;
     if let Some(old) = old.filter(|_| !is_itself) {
         deletion::retire_version(txn, old.rest.write_id, &old.rest.data)?;
     }

@@ -16,8 +16,9 @@ use wire::om::{
 };
 
 use crate::schema::{KEY, KeyRest, KeyRow, UsageRow, key_row_key};
+use crate::state::bucket::Bucket;
 use crate::state::loan::Loans;
-use crate::state::{Reply, Stop, Txn, block, bucket, condition, deletion, layout, session};
+use crate::state::{Reply, Stop, Txn, block, bucket, condition, deletion, layout, session, usage};
 
 /// The current version of a key.
 pub(crate) fn get(rows: &impl Rows, bucket: BucketId, key: &KeyName) -> Result<Option<KeyRow>, StoreError> {
@@ -28,17 +29,19 @@ pub(crate) fn get(rows: &impl Rows, bucket: BucketId, key: &KeyName) -> Result<O
     }
 }
 
-/// Writes a version over what was there.
+/// Writes a version over what was there, if the bounds of bucket and volume allow it.
 pub(crate) fn replace(
     txn: &mut Txn<'_, '_>,
-    bucket: BucketId,
+    bucket: &Bucket,
     key: &KeyName,
     old: Option<&KeyRow>,
     row: &KeyRow,
-) -> Result<(), StoreError> {
-    txn.put_bytes(KEY, &key_row_key(bucket, key.as_bytes()), &row.encode())?;
+) -> Result<(), Stop> {
     let (old_keys, old_bytes) = old.map_or((0, 0), |old| (1, old.head.size as i64));
-    txn.usage.add(bucket, UsageRow { keys: 1 - old_keys, bytes: row.head.size as i64 - old_bytes });
+    let delta = UsageRow { keys: 1 - old_keys, bytes: row.head.size as i64 - old_bytes };
+    usage::check_quota(txn, bucket, delta)?;
+    txn.put_bytes(KEY, &key_row_key(bucket.id, key.as_bytes()), &row.encode())?;
+    txn.usage.add(bucket, delta);
     Ok(())
 }
 
@@ -66,6 +69,7 @@ pub(crate) fn take_blocks(
         }
         return match session::earlier_success(rows, write_id, entry.block)? {
             Some(reply) => Ok(Taken::Earlier(reply)),
+            None if wire::planted::is_on("loan_outlives_session") => continue,
             None => Err(Rejection::NotOnLoan(entry.block).into()),
         };
     }
@@ -93,16 +97,16 @@ fn check_entries(size: u64, entries: &[BlockEntry]) -> Result<(), Rejection> {
 
 /// CommitKey.
 pub(crate) fn commit(txn: &mut Txn<'_, '_>, command: CommitKey) -> Result<Reply, Stop> {
-    let bucket = bucket::check(txn, txn.access_version, &command.bucket)?;
+    let bucket = bucket::check(txn, txn.current, &command.bucket)?;
     let write_id = command.context.write_id();
     let loans = match take_blocks(txn, command.context.session, write_id, command.size, &command.blocks)? {
         Taken::Now(loans) => loans,
         Taken::Earlier(reply) => return Ok(reply),
     };
-    let old = get(txn, bucket, &command.key)?;
+    let old = get(txn, bucket.id, &command.key)?;
     condition::check(command.condition, old.as_ref().map(|old| old.head.etag))?;
     loans.store(txn)?;
-    block::own(txn, &command.blocks, write_id, bucket)?;
+    block::own(txn, &command.blocks, write_id, bucket.id, &command.key)?;
     let data = layout::store(txn, write_id, command.blocks.into_iter())?;
     let version = txn.version();
     let row = KeyRow {
@@ -125,7 +129,7 @@ pub(crate) fn commit(txn: &mut Txn<'_, '_>, command: CommitKey) -> Result<Reply,
             part_checksums: Default::default(),
         },
     };
-    replace(txn, bucket, &command.key, old.as_ref(), &row)?;
+    replace(txn, &bucket, &command.key, old.as_ref(), &row)?;
     if let Some(old) = old {
         deletion::retire_version(txn, old.rest.write_id, &old.rest.data)?;
     }
@@ -138,26 +142,26 @@ pub(crate) fn delete(txn: &mut Txn<'_, '_>, command: &DeleteKeys) -> Result<Repl
         let message = format!("more than {DELETE_KEYS_PER_COMMAND} keys in one command");
         return Err(Rejection::Invalid(message).into());
     }
-    let bucket = bucket::check(txn, txn.access_version, &command.bucket)?;
+    let bucket = bucket::check(txn, txn.current, &command.bucket)?;
     let mut outcomes = Vec::with_capacity(command.keys.len());
     for (key, condition) in &command.keys {
-        outcomes.push(delete_one(txn, bucket, key, *condition)?);
+        outcomes.push(delete_one(txn, &bucket, key, *condition)?);
     }
     Ok(Reply::Deleted(KeysDeleted { outcomes, index: txn.index }))
 }
 
 fn delete_one(
     txn: &mut Txn<'_, '_>,
-    bucket: BucketId,
+    bucket: &Bucket,
     key: &KeyName,
     condition: WriteCondition,
 ) -> Result<Result<(), Rejection>, StoreError> {
-    let old = get(txn, bucket, key)?;
+    let old = get(txn, bucket.id, key)?;
     if let Err(rejection) = condition::check(condition, old.as_ref().map(|old| old.head.etag)) {
         return Ok(Err(rejection));
     }
     if let Some(old) = old {
-        txn.delete(KEY, &key_row_key(bucket, key.as_bytes()))?;
+        txn.delete(KEY, &key_row_key(bucket.id, key.as_bytes()))?;
         txn.usage.add(bucket, UsageRow { keys: -1, bytes: -(old.head.size as i64) });
         deletion::retire_version(txn, old.rest.write_id, &old.rest.data)?;
     }

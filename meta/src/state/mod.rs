@@ -26,6 +26,7 @@ pub(crate) mod lease;
 pub(crate) mod listing;
 pub(crate) mod loan;
 pub(crate) mod multipart;
+pub(crate) mod namespace;
 pub(crate) mod session;
 pub(crate) mod usage;
 pub(crate) mod volume;
@@ -46,7 +47,10 @@ use wire::limits::COMMAND_ROWS_MAX;
 use wire::om::{BucketInfo, KeyCommitted, KeysDeleted, Rejection, UploadCompleted};
 
 use crate::command::Command;
-use crate::schema::{self, HandoverRow, META, META_ACCESS_VERSION, META_CLOCK, TABLES, decode, encode};
+use crate::schema::{
+    self, DefaultsRow, HandoverRow, META, META_ACCESS_VERSION, META_CLOCK, META_DEFAULTS, TABLES, decode,
+    encode,
+};
 use crate::state::usage::UsageDeltas;
 
 /// Ids lent by one command. The shell adds the token.
@@ -130,6 +134,15 @@ pub(crate) type TryVisit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>
 /// The row key right behind another.
 pub(crate) fn after(row_key: &[u8]) -> Vec<u8> {
     [row_key, &[0]].concat()
+}
+
+/// What every call is checked against, and what buckets inherit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Current {
+    /// Counts changes of users and access keys.
+    pub(crate) access_version: u64,
+    /// The cluster's defaults.
+    pub(crate) defaults: DefaultsRow,
 }
 
 /// Reading decoded rows.
@@ -218,9 +231,12 @@ pub(crate) trait RowsExt: Rows {
         Ok(Readable { rows, damaged, next })
     }
 
-    /// The state's access version.
-    fn access_version(&self) -> Result<u64, StoreError> {
-        Ok(self.row(META, META_ACCESS_VERSION)?.unwrap_or(0))
+    /// What every call is checked against.
+    fn current(&self) -> Result<Current, StoreError> {
+        Ok(Current {
+            access_version: self.row(META, META_ACCESS_VERSION)?.unwrap_or(0),
+            defaults: self.row(META, META_DEFAULTS)?.unwrap_or_default(),
+        })
     }
 }
 
@@ -233,8 +249,10 @@ pub(crate) struct Txn<'a, 'b> {
     pub(crate) index: u64,
     /// Its time.
     pub(crate) now_ms: UnixMs,
-    /// The state's access version.
-    pub(crate) access_version: u64,
+    /// What calls are checked against.
+    pub(crate) current: Current,
+    /// Changes of the counters by earlier commands that have not reached their rows.
+    pub(crate) pending: &'a UsageDeltas,
     /// Changes of the counters, kept only if the command succeeds.
     pub(crate) usage: UsageDeltas,
     ordinal: u32,
@@ -309,7 +327,7 @@ impl Rows for Txn<'_, '_> {
 pub(crate) struct OmState {
     clock_ms: UnixMs,
     clock_is_dirty: bool,
-    access_version: u64,
+    current: Current,
     usage: UsageDeltas,
 }
 
@@ -329,15 +347,17 @@ impl StateMachine for OmState {
             batch,
             index: entry.index,
             now_ms: self.clock_ms,
-            access_version: self.access_version,
+            current: self.current,
+            pending: &self.usage,
             usage: UsageDeltas::default(),
             ordinal: 0,
             rows_written: 0,
         };
         let reply = run(&mut txn, command)?;
         debug_assert!(txn.rows_written() <= COMMAND_ROWS_MAX, "{} rows by one command", txn.rows_written());
-        self.access_version = txn.access_version;
-        self.usage.merge(txn.usage);
+        let Txn { current, usage, .. } = txn;
+        self.current = current;
+        self.usage.merge(usage);
         Ok(reply)
     }
 
@@ -350,8 +370,13 @@ impl StateMachine for OmState {
     }
 
     fn recovered(&mut self, view: &ReadView) -> Result<(), StoreError> {
-        self.clock_ms = view.row(META, META_CLOCK)?.unwrap_or(0);
-        self.access_version = view.access_version()?;
+        *self = Self {
+            clock_ms: view.row(META, META_CLOCK)?.unwrap_or(0),
+            clock_is_dirty: false,
+            current: view.current()?,
+            // What was not written was taken back with its commands.
+            usage: UsageDeltas::default(),
+        };
         Ok(())
     }
 }
@@ -389,6 +414,33 @@ fn run(txn: &mut Txn<'_, '_>, command: Command) -> Result<Reply, StoreError> {
         }
         Command::CompleteUpload(body) => in_session(txn, body.context, |txn| multipart::complete(txn, &body)),
         Command::AbortUpload(body) => in_session(txn, body.context, |txn| multipart::abort(txn, &body)),
+        Command::RetireContainer(body) => lease::retire(txn, body.container),
+        Command::InitDefaults(body) => bucket::init_defaults(txn, body.replication),
+        Command::SetDefaultReplication(body) => settled(txn, |txn| bucket::set_replication(txn, body)),
+        Command::CreateVolume(body) => settled(txn, |txn| volume::create(txn, body)),
+        Command::SetVolume(body) => settled(txn, |txn| volume::set(txn, body)),
+        Command::DeleteVolume(body) => settled(txn, |txn| volume::delete(txn, &body)),
+        Command::CreateNamespaceBucket(body) => settled(txn, |txn| namespace::create(txn, body)),
+        Command::SetBucketQuota(body) => settled(txn, |txn| namespace::set_quota(txn, body)),
+        Command::DeleteNamespaceBucket(body) => settled(txn, |txn| namespace::delete(txn, &body)),
+    }
+}
+
+/// Runs a command without a session: what it wrote is taken back if it is rejected.
+pub(crate) fn settled(
+    txn: &mut Txn<'_, '_>,
+    run: impl FnOnce(&mut Txn<'_, '_>) -> Result<Reply, Stop>,
+) -> Result<Reply, StoreError> {
+    let current = txn.current;
+    match run(txn) {
+        Ok(reply) => Ok(reply),
+        Err(Stop::Fault(error)) => Err(error),
+        Err(Stop::Reject(rejection)) => {
+            txn.batch.rollback_entry()?;
+            txn.usage = UsageDeltas::default();
+            txn.current = current;
+            Ok(Reply::Rejected(rejection))
+        }
     }
 }
 

@@ -32,13 +32,13 @@ use wire::om::{
 
 use crate::command::ExpireUploads;
 use crate::schema::{
-    KeyRest, KeyRow, PART, PartRow, UPLOAD, UPLOAD_DONE, UPLOAD_ORDER, UploadDoneRow, UploadRow, Work,
-    decode, part_row_key, upload_order_row_key, upload_row_key,
+    KeyRest, KeyRow, PART, PartRow, UPLOAD, UPLOAD_DONE, UPLOAD_ORDER, UploadDoneRow, UploadRow, UsageRow,
+    Work, decode, part_row_key, upload_order_row_key, upload_row_key,
 };
 use crate::state::checksum::{PartSums, combine, etag_of, value_of};
 use crate::state::key::Taken;
 use crate::state::{
-    Reply, RowsExt, Stop, Txn, block, bucket, condition, deletion, end_of, key, layout, work,
+    Reply, RowsExt, Stop, Txn, block, bucket, condition, deletion, end_of, key, layout, usage, work,
 };
 
 /// Completed uploads that one command forgets at most: two rows each.
@@ -63,7 +63,7 @@ pub(crate) fn get(
 
 /// CreateUpload.
 pub(crate) fn create(txn: &mut Txn<'_, '_>, command: CreateUpload) -> Result<Reply, Stop> {
-    let bucket = bucket::check(txn, txn.access_version, &command.bucket)?;
+    let bucket = bucket::check(txn, txn.current, &command.bucket)?;
     let upload = command.context.write_id();
     let row = UploadRow {
         key: command.key,
@@ -76,19 +76,19 @@ pub(crate) fn create(txn: &mut Txn<'_, '_>, command: CreateUpload) -> Result<Rep
         checksum: command.checksum,
         completed: None,
     };
-    txn.put(UPLOAD, &upload_row_key(bucket, upload), &row)?;
-    let order_key = upload_order_row_key(bucket, row.key.as_bytes(), txn.index);
+    txn.put(UPLOAD, &upload_row_key(bucket.id, upload), &row)?;
+    let order_key = upload_order_row_key(bucket.id, row.key.as_bytes(), txn.index);
     txn.put_bytes(UPLOAD_ORDER, &order_key, &upload.to_row_key())?;
     Ok(Reply::Upload(upload))
 }
 
 /// CommitPart: the part's blocks are the upload's from now on.
 pub(crate) fn commit_part(txn: &mut Txn<'_, '_>, command: CommitPart) -> Result<Reply, Stop> {
-    let bucket = bucket::check(txn, txn.access_version, &command.bucket)?;
+    let bucket = bucket::check(txn, txn.current, &command.bucket)?;
     if !(1..=PARTS_MAX).contains(&command.part) {
         return Err(Rejection::Invalid(format!("part numbers run from 1 to {PARTS_MAX}")).into());
     }
-    get(txn, bucket, &command.key, command.upload)?;
+    get(txn, bucket.id, &command.key, command.upload)?;
     let session = command.context.session;
     let loans = match key::take_blocks(txn, session, command.upload, command.size, &command.blocks)? {
         Taken::Now(loans) => loans,
@@ -96,8 +96,10 @@ pub(crate) fn commit_part(txn: &mut Txn<'_, '_>, command: CommitPart) -> Result<
     };
     let row_key = part_row_key(command.upload, command.part);
     let old = txn.row::<PartRow>(PART, &row_key)?;
+    // Parts do not count; one that alone passes the bound can be refused before the others come.
+    usage::check_quota(txn, &bucket, UsageRow { keys: 0, bytes: command.size as i64 })?;
     loans.store(txn)?;
-    block::own(txn, &command.blocks, command.upload, bucket)?;
+    block::own(txn, &command.blocks, command.upload, bucket.id, &command.key)?;
     let row = PartRow {
         size: command.size,
         etag: command.etag,
@@ -114,8 +116,8 @@ pub(crate) fn commit_part(txn: &mut Txn<'_, '_>, command: CommitPart) -> Result<
 
 /// CompleteUpload.
 pub(crate) fn complete(txn: &mut Txn<'_, '_>, command: &CompleteUpload) -> Result<Reply, Stop> {
-    let bucket = bucket::check(txn, txn.access_version, &command.bucket)?;
-    let upload = any(txn, bucket, &command.key, command.upload)?;
+    let bucket = bucket::check(txn, txn.current, &command.bucket)?;
+    let upload = any(txn, bucket.id, &command.key, command.upload)?;
     if let Some(completed) = upload.completed {
         return Ok(Reply::Completed(completed));
     }
@@ -127,7 +129,7 @@ pub(crate) fn complete(txn: &mut Txn<'_, '_>, command: &CompleteUpload) -> Resul
         .collect();
     let size = parts.iter().map(|(_, row)| row.size).sum();
     check_expected(command, size, &sums)?;
-    let old = key::get(txn, bucket, &command.key)?;
+    let old = key::get(txn, bucket.id, &command.key)?;
     condition::check(command.condition, old.as_ref().map(|old| old.head.etag))?;
 
     let version = txn.version();
@@ -161,13 +163,13 @@ pub(crate) fn complete(txn: &mut Txn<'_, '_>, command: &CompleteUpload) -> Resul
             part_checksums: part_checksums(upload.checksum, &sums),
         },
     };
-    key::replace(txn, bucket, &command.key, old.as_ref(), &row)?;
+    key::replace(txn, &bucket, &command.key, old.as_ref(), &row)?;
     if let Some(old) = old {
         deletion::retire_version(txn, old.rest.write_id, &old.rest.data)?;
     }
     let used = number_runs(parts.iter().map(|(part, _)| *part));
     work::queue(txn, Work::Parts { upload: command.upload, used })?;
-    finish(txn, bucket, command.upload, upload, completed.clone())?;
+    finish(txn, bucket.id, command.upload, upload, completed.clone())?;
     Ok(Reply::Completed(completed))
 }
 
@@ -338,9 +340,9 @@ pub(crate) fn runs_contain(runs: &[(u32, u32)], number: u32) -> bool {
 
 /// AbortUpload.
 pub(crate) fn abort(txn: &mut Txn<'_, '_>, command: &AbortUpload) -> Result<Reply, Stop> {
-    let bucket = bucket::check(txn, txn.access_version, &command.bucket)?;
-    let row = get(txn, bucket, &command.key, command.upload)?;
-    drop_upload(txn, bucket, command.upload, &row)?;
+    let bucket = bucket::check(txn, txn.current, &command.bucket)?;
+    let row = get(txn, bucket.id, &command.key, command.upload)?;
+    drop_upload(txn, bucket.id, command.upload, &row)?;
     Ok(Reply::Done)
 }
 

@@ -3,22 +3,27 @@
 //! A busy bucket's counter would otherwise be rewritten by every command. The deltas of a batch live in memory and reach
 //! their rows in the same transaction as the commands that caused them.
 //!
-//! Not here: quota (comes with its issue; it will read row plus pending delta).
+//! A row of zeros is dropped, so that what is gone leaves nothing.
+//!
+//! Quotas are decided by row and pending deltas together, so that how commands fall into batches does not show.
+//!
+//! Not here: bounds themselves (rows of buckets and volumes).
 
 use std::collections::BTreeMap;
 
 use consensus::{Rows, StoreError, WriteBatch};
 use wire::ids::BucketId;
-use wire::names::S3_VOLUME;
+use wire::om::{QuotaUnit, Rejection};
+use wire::operator::Quota;
 
 use crate::schema::{USAGE, UsageRow, decode, encode};
+use crate::state::bucket::Bucket;
+use crate::state::{RowsExt, Stop, Txn, volume};
 
 /// Changes by row key of `usage`.
 #[derive(Debug, Default)]
 pub(crate) struct UsageDeltas {
     deltas: BTreeMap<Vec<u8>, UsageRow>,
-    /// Buckets that are gone: their row is dropped.
-    dropped: Vec<BucketId>,
 }
 
 /// Row key of a bucket's counters.
@@ -33,22 +38,16 @@ pub(crate) fn volume_usage_key(volume: &str) -> Vec<u8> {
 
 impl UsageDeltas {
     /// Adds to the bucket's counters and its volume's.
-    pub(crate) fn add(&mut self, bucket: BucketId, delta: UsageRow) {
-        for row_key in [bucket_usage_key(bucket), volume_usage_key(S3_VOLUME)] {
+    pub(crate) fn add(&mut self, bucket: &Bucket, delta: UsageRow) {
+        for row_key in [bucket_usage_key(bucket.id), volume_usage_key(bucket.volume.as_str())] {
             self.deltas.entry(row_key).or_default().add(&delta);
         }
-    }
-
-    /// The bucket is gone, and had no keys: its row goes. Its id never returns.
-    pub(crate) fn drop_bucket(&mut self, bucket: BucketId) {
-        self.dropped.push(bucket);
     }
 
     pub(crate) fn merge(&mut self, other: Self) {
         for (row_key, delta) in other.deltas {
             self.deltas.entry(row_key).or_default().add(&delta);
         }
-        self.dropped.extend(other.dropped);
     }
 
     /// Adds what has gathered to the rows.
@@ -56,10 +55,60 @@ impl UsageDeltas {
         for (row_key, delta) in std::mem::take(&mut self.deltas) {
             unless_damaged(add_to_row(batch, &row_key, &delta))?;
         }
-        for bucket in std::mem::take(&mut self.dropped) {
-            unless_damaged(batch.delete(USAGE, &bucket_usage_key(bucket)).map(|_| ()))?;
-        }
         Ok(())
+    }
+
+    fn of(&self, row_key: &[u8]) -> UsageRow {
+        self.deltas.get(row_key).copied().unwrap_or_default()
+    }
+}
+
+/// Counters as their row has them.
+pub(crate) fn read(rows: &impl Rows, row_key: &[u8]) -> Result<UsageRow, StoreError> {
+    Ok(rows.row(USAGE, row_key)?.unwrap_or_default())
+}
+
+/// Refuses a change that would pass a bound of the bucket or of its volume. What does not grow passes always.
+pub(crate) fn check_quota(txn: &Txn<'_, '_>, bucket: &Bucket, delta: UsageRow) -> Result<(), Stop> {
+    if delta.bytes <= 0 && delta.keys <= 0 {
+        return Ok(());
+    }
+    let volume_bytes = volume::quota(txn, &bucket.volume)?.bytes;
+    if bucket.quota != Quota::default() {
+        let of = || format!("bucket {}", bucket.name);
+        let now = current(txn, &bucket_usage_key(bucket.id))?;
+        check_bound(of, QuotaUnit::Bytes, bucket.quota.bytes, now.bytes, delta.bytes)?;
+        check_bound(of, QuotaUnit::Keys, bucket.quota.count, now.keys, delta.keys)?;
+    }
+    if volume_bytes.is_some() {
+        let now = current(txn, &volume_usage_key(bucket.volume.as_str()))?;
+        let of = || format!("volume {}", bucket.volume);
+        check_bound(of, QuotaUnit::Bytes, volume_bytes, now.bytes, delta.bytes)?;
+    }
+    Ok(())
+}
+
+/// Row, deltas of this batch, and of this command.
+fn current(txn: &Txn<'_, '_>, row_key: &[u8]) -> Result<UsageRow, StoreError> {
+    let mut row = read(txn, row_key)?;
+    row.add(&txn.pending.of(row_key));
+    row.add(&txn.usage.of(row_key));
+    Ok(row)
+}
+
+fn check_bound(
+    of: impl Fn() -> String,
+    unit: QuotaUnit,
+    limit: Option<u64>,
+    now: i64,
+    delta: i64,
+) -> Result<(), Rejection> {
+    let wanted = now.saturating_add(delta).max(0) as u64;
+    match limit {
+        Some(limit) if delta > 0 && wanted > limit => {
+            Err(Rejection::QuotaExceeded { of: of(), unit, limit, wanted })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -69,6 +118,9 @@ fn add_to_row(batch: &mut WriteBatch<'_>, row_key: &[u8], delta: &UsageRow) -> R
         None => UsageRow::default(),
     };
     row.add(delta);
+    if row == UsageRow::default() {
+        return batch.delete(USAGE, row_key).map(|_| ());
+    }
     batch.put(USAGE, row_key, &encode(&row))
 }
 

@@ -12,11 +12,13 @@ use wire::block::BlockEntry;
 use wire::ids::{BlockId, BucketId, ContainerId, LocalId, SessionId, WriteId};
 
 use crate::schema::{
-    LAYOUT, LOAN, LOAN_SESSION, LoanRow, PART, PartRow, SESSION, UPLOAD, UploadRow, WORK, WORK_AFTER_GRACE,
-    WORK_NOW, Work, WorkRow, corrupt, decode, encode, layout_row_key, pair, work_row_key,
+    LAYOUT, LOAN, LOAN_SESSION, LoanRow, PART, PartRow, UPLOAD, UploadRow, WORK, WORK_AFTER_GRACE, WORK_NOW,
+    Work, WorkRow, corrupt, decode, encode, layout_row_key, pair, work_row_key,
 };
 use crate::state::loan::LOANS_ENDED_MAX;
-use crate::state::{Reply, RowsExt, Txn, after, block, deletion, end_of, layout, loan, multipart, session};
+use crate::state::{
+    Reply, RowsExt, Txn, after, block, deletion, end_of, layout, lease, loan, multipart, session,
+};
 
 /// Blocks that one step frees at most: two rows each.
 const STEP_BLOCKS_MAX: usize = 200;
@@ -133,6 +135,10 @@ fn free(
     container: ContainerId,
     runs: Vec<(LocalId, u16)>,
 ) -> Result<Option<Work>, StoreError> {
+    // Ids that nobody committed have gone with their container.
+    if lease::is_retired(txn, container)? {
+        return Ok(None);
+    }
     let mut budget = STEP_BLOCKS_MAX;
     let mut rest = Vec::new();
     for (first, count) in runs {
@@ -207,6 +213,6 @@ fn reclaim_session(txn: &mut Txn<'_, '_>, session: SessionId) -> Result<Option<W
     if replies.len() == STEP_ROWS_MAX {
         return Ok(Some(Work::Session { session }));
     }
-    txn.delete(SESSION, &prefix)?;
+    session::forget(txn, session)?;
     Ok(None)
 }

@@ -7,18 +7,20 @@
 
 use std::collections::BTreeSet;
 
+use consensus::Rows;
 use wire::block::Replication;
 use wire::ids::{ContainerId, DatanodeId, LeaseId};
 use wire::limits::LEASE_IDS;
 use wire::scm::{GrantLease, SyncLeases};
 use wire::status::Failure;
 
-use crate::command::{AddLease, DropLeases, EndLeases};
+use crate::command::{AddLease, DropLeases, EndLeases, InitDefaults};
 use crate::error::failure_of;
 use crate::leases::LeaderMemory;
 use crate::prepare;
-use crate::schema::LeaseRow;
+use crate::schema::{LeaseRow, META, META_DEFAULTS};
 use crate::server::Om;
+use crate::state::RowsExt;
 
 /// More ids are asked for when fewer than this are left: a gateway takes 256 at a time.
 const IDS_LOW: u64 = LEASE_IDS / 8;
@@ -28,12 +30,28 @@ const LEASES_AT_ONCE_MAX: usize = 256;
 /// Compares leases with SCM, then asks for what is missing.
 pub(super) async fn keep(om: &Om, memory: &LeaderMemory) -> Result<u64, Failure> {
     let _leasing = memory.leasing.lock().await;
+    learn_defaults(om, memory).await?;
     let synced = sync(om, memory).await;
     memory.set_awaited(None, synced.as_ref().err().map(Failure::to_string));
     let topped_up = top_up_all(om, memory).await;
     let leases = publish(om, memory)?;
     om.metrics().leases.set(leases.iter().filter(|(_, row)| row.left() > 0).count() as f64);
     Ok(synced? + topped_up?)
+}
+
+/// Leases are held ahead of need for what most keys will be; the first leader ever says what that is.
+async fn learn_defaults(om: &Om, memory: &LeaderMemory) -> Result<(), Failure> {
+    let view = om.applied_view()?;
+    let is_named = view.contains(META, META_DEFAULTS).map_err(|error| om.fault(&error))?;
+    let current = view.current().map_err(|error| om.fault(&error))?;
+    drop(view);
+    let mut replication = current.defaults.replication;
+    if !is_named {
+        replication = om.config().default_replication;
+        om.propose(InitDefaults { replication }).await.map_err(failure_of)?;
+    }
+    memory.expect(replication);
+    Ok(())
 }
 
 fn publish(om: &Om, memory: &LeaderMemory) -> Result<Vec<(LeaseId, LeaseRow)>, Failure> {

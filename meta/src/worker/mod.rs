@@ -8,6 +8,7 @@
 //! | work queue | works off what was too large for one command |
 //! | deletion handover | hands freed blocks to SCM after the delete grace, then drops their rows |
 //! | upload expiry | forgets completed uploads |
+//! | container retirement | declares containers empty that nothing names, and tells SCM |
 //!
 //! Every step is bounded and idempotent; a step that fails is tried again at the next turn. Workers run on the leader alone
 //! and are dropped where they stand when it leads no longer. Two leaders at once harm nothing, as only one of them can log
@@ -21,12 +22,12 @@
 
 mod lease_keeper;
 mod reclaim;
+mod retire;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use consensus::Rows;
 use parking_lot::Mutex;
 use platform::task;
 use tokio::task::JoinHandle;
@@ -35,7 +36,6 @@ use wire::status::{Failure, Status};
 
 use crate::config::OmConfig;
 use crate::leases::LeaderMemory;
-use crate::schema::WORK;
 use crate::server::Om;
 
 pub(crate) use lease_keeper::lease_around;
@@ -70,16 +70,18 @@ enum Job {
     WorkQueue,
     DeletionHandover,
     UploadExpiry,
+    ContainerRetirement,
 }
 
 impl Job {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::LeaseKeeper,
         Self::SessionSilence,
         Self::LoanExpiry,
         Self::WorkQueue,
         Self::DeletionHandover,
         Self::UploadExpiry,
+        Self::ContainerRetirement,
     ];
 
     const fn name(self) -> &'static str {
@@ -90,6 +92,7 @@ impl Job {
             Self::WorkQueue => "work queue",
             Self::DeletionHandover => "deletion handover",
             Self::UploadExpiry => "upload expiry",
+            Self::ContainerRetirement => "container retirement",
         }
     }
 
@@ -101,6 +104,7 @@ impl Job {
             Self::LoanExpiry | Self::UploadExpiry => config.open_key_scan_interval_ms,
             Self::WorkQueue => config.work_interval_ms,
             Self::DeletionHandover => config.deletion_interval_ms,
+            Self::ContainerRetirement => config.retire_interval_ms,
         };
         Duration::from_millis(interval_ms.max(1))
     }
@@ -118,6 +122,7 @@ impl Job {
             Self::WorkQueue => reclaim::work_off(om, memory).await,
             Self::DeletionHandover => reclaim::hand_over(om, memory).await,
             Self::UploadExpiry => reclaim::expire_uploads(om, memory).await,
+            Self::ContainerRetirement => retire::retire(om, memory).await,
         }
     }
 }
@@ -231,18 +236,4 @@ async fn turn(om: &Om, memory: &LeaderMemory, worker: &Worker) -> Result<u64, ()
             Err(())
         }
     }
-}
-
-/// How many rows of queued work there are, up to a limit: for operators.
-pub(crate) fn queued_work(rows: &impl Rows) -> Result<usize, consensus::StoreError> {
-    let mut count = 0;
-    rows.scan(WORK, &[], None, &mut |_, _| {
-        count += 1;
-        if count == BACKLOG_COUNTED_MAX {
-            std::ops::ControlFlow::Break(())
-        } else {
-            std::ops::ControlFlow::Continue(())
-        }
-    })?;
-    Ok(count)
 }

@@ -32,7 +32,7 @@ use crate::state::{Reply, RowsExt, deletion, session, work};
 const ROWS_SEEN_MAX: usize = 1000;
 
 /// Proposes a command for a worker. None if it fails on a damaged row.
-async fn propose(om: &Om, command: impl Into<Command>) -> Result<Option<Reply>, Failure> {
+pub(super) async fn propose(om: &Om, command: impl Into<Command>) -> Result<Option<Reply>, Failure> {
     match om.propose_freeing(command).await {
         Ok(reply) => Ok(Some(reply)),
         Err(CallError::Rejected(Rejection::DamagedRow)) => Ok(None),

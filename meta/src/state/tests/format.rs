@@ -11,10 +11,15 @@ use wire::block::Replication;
 use wire::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, Etag};
 use wire::ids::{BucketId, ContainerId, LeaseId, LoanId, LocalId, SessionId, VersionId, WriteId};
 use wire::limits::PART_BYTES_MIN;
-use wire::names::KeyName;
+use wire::names::{BucketName, KeyName};
 use wire::om::{
     AbortUpload, CompleteUpload, CompletedPart, CopyKey, CreateBucket, CreateUpload, DeleteBucket,
     DeleteKeys, KeyAttributes, ReleaseBlocks, StorageClass, UserId, WriteCondition, WriteContext,
+};
+
+use wire::operator::{
+    CreateNamespaceBucket, CreateVolume, DeleteNamespaceBucket, DeleteVolume, Quota, SetBucketQuota,
+    SetDefaultReplication, SetVolume,
 };
 
 use super::{Core, block_id, bucket_ref, commit_key, commit_part, entry_of, etag_of_size, user};
@@ -84,6 +89,8 @@ fn commands() -> Vec<Command> {
         expected: None,
         expected_size: Some(2 * PART_BYTES_MIN),
     };
+    let name = |name: &str| BucketName::new(name).unwrap();
+    let quota = Quota { bytes: Some(1 << 40), count: Some(7) };
     let keys = vec![(key("long"), WriteCondition::IfPresent), (key("none"), WriteCondition::None)];
     vec![
         command::OpenSession { nonce: [9; 16] }.into(),
@@ -142,6 +149,32 @@ fn commands() -> Vec<Command> {
         command::EndLeases { leases: vec![LeaseId(5)] }.into(),
         command::DropLeases { leases: vec![LeaseId(5)] }.into(),
         command::EndSession { session: SessionId(500) }.into(),
+        command::InitDefaults { replication: Replication::One }.into(),
+        SetDefaultReplication { bucket: None, replication: Some(Replication::Three) }.into(),
+        CreateVolume { name: name("hive"), owner: UserId("alice".into()), quota }.into(),
+        SetVolume { name: name("hive"), owner: Some(UserId("bob".into())), quota: None }.into(),
+        CreateNamespaceBucket {
+            volume: name("hive"),
+            name: name("tables"),
+            owner: UserId("bob".into()),
+            quota,
+            source: None,
+        }
+        .into(),
+        CreateNamespaceBucket {
+            volume: name("s3v"),
+            name: name("link"),
+            owner: UserId("root".into()),
+            quota: Quota::default(),
+            source: Some((name("hive"), name("tables"))),
+        }
+        .into(),
+        SetDefaultReplication { bucket: Some(name("link")), replication: Some(Replication::One) }.into(),
+        SetBucketQuota { volume: name("hive"), name: name("tables"), quota: Quota { bytes: None, ..quota } }
+            .into(),
+        DeleteNamespaceBucket { volume: name("hive"), name: name("none") }.into(),
+        DeleteVolume { name: name("none") }.into(),
+        command::RetireContainer { container: ContainerId(1234) }.into(),
     ]
 }
 

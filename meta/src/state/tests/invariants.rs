@@ -9,11 +9,14 @@ use consensus::{ReadView, Rows};
 use serde::de::DeserializeOwned;
 use wire::block::BlockEntry;
 use wire::ids::{BlockId, BucketId, LocalId, WriteId};
+use wire::names::KeyName;
 
 use crate::schema::{
-    BLOCK, BLOCK_REF, BlockRow, BlockState, DELETED, Data, DeletedRow, KEY, KeyRow, LAYOUT, LOAN, LoanRow,
-    PART, PartRow, USAGE, UsageRow, WORK, Work, WorkRow,
+    BLOCK, BLOCK_REF, BUCKET, BUCKET_ID, BlockRefRow, BlockRow, BlockState, BucketRow, DELETED, Data,
+    DeletedRow, KEY, KeyRow, LAYOUT, LOAN, LoanRow, PART, PartRow, SESSION, SESSION_NONCE, SessionRow, USAGE,
+    UsageRow, VOLUME, VolumeRow, WORK, Work, WorkRow, bucket_of_row_key,
 };
+use crate::state::lease;
 use crate::state::loan::first_of;
 use crate::state::multipart::runs_contain;
 use crate::state::usage::bucket_usage_key;
@@ -101,9 +104,30 @@ fn unowned(view: &ReadView) -> Vec<BlockId> {
     ids
 }
 
+/// Queued ids of containers that were declared empty: they are dropped without a trace.
+pub(crate) fn going_with_their_container(view: &ReadView) -> usize {
+    let works = all::<WorkRow>(view, WORK).into_iter();
+    let counts = works.map(|(_, row)| match row.work {
+        Work::Free { container, runs } if lease::is_retired(view, container).unwrap() => {
+            runs.iter().map(|(_, count)| usize::from(*count)).sum()
+        }
+        _ => 0,
+    });
+    counts.sum()
+}
+
 /// Checks everything. `lent` are all ids ever lent, `gone` those whose deletion SCM has logged.
 pub(crate) fn check(view: &ReadView, lent: &BTreeSet<BlockId>, gone: usize) {
     let holders = holders(view);
+    let names: BTreeMap<WriteId, (BucketId, KeyName)> = keys(view)
+        .into_iter()
+        .map(|(row_key, row)| {
+            let (bucket, key) = row_key.split_first_chunk().unwrap();
+            let key = KeyName::from_bytes(key).unwrap();
+            (row.rest.write_id, (BucketId(u64::from_be_bytes(*bucket)), key))
+        })
+        .collect();
+    check_names(view);
     let mut accounted = BTreeSet::new();
     for id in unowned(view) {
         assert!(accounted.insert(id), "{id} is on loan twice");
@@ -117,7 +141,8 @@ pub(crate) fn check(view: &ReadView, lent: &BTreeSet<BlockId>, gone: usize) {
         let (container, local) = first_of(&row_key);
         let block = BlockId { container, local };
         assert!(accounted.insert(block), "{block} is owned or freed and on loan");
-        let refs = view.rows::<BucketId>(BLOCK_REF, &row_key, Some(&end_of(&row_key)), usize::MAX).unwrap();
+        let refs =
+            view.rows::<BlockRefRow>(BLOCK_REF, &row_key, Some(&end_of(&row_key)), usize::MAX).unwrap();
         let held = holders.get(&block).cloned().unwrap_or_default();
         match row.state {
             BlockState::Owned => {
@@ -127,9 +152,19 @@ pub(crate) fn check(view: &ReadView, lent: &BTreeSet<BlockId>, gone: usize) {
                 assert_eq!(owners, held, "{block}: owners are exactly the holders");
                 assert_eq!(row.references as usize, owners.len(), "{block}: references are exact");
                 assert!(!queued.contains_key(&block), "{block} is owned and queued");
+                let named = (row.owner, (row.bucket, row.key.clone().expect("an owner names its key")));
+                let others = refs.into_iter().map(|(row_key, other)| {
+                    (WriteId::from_row_key(*row_key.last_chunk().unwrap()), (other.bucket, other.key))
+                });
+                for (owner, name) in others.chain([named]) {
+                    if let Some(live) = names.get(&owner) {
+                        assert_eq!(name, *live, "{block}: its row names where {owner} is");
+                    }
+                }
             }
             BlockState::Freed => {
                 assert!(held.is_empty() && refs.is_empty(), "{block} is freed and held by {held:?}");
+                assert_eq!(row.key, None, "{block} is freed and names a key");
                 assert_eq!(queued.remove(&block), Some(1), "{block} is queued once");
             }
         }
@@ -139,6 +174,40 @@ pub(crate) fn check(view: &ReadView, lent: &BTreeSet<BlockId>, gone: usize) {
     assert!(accounted.is_subset(lent), "a block lives that was never lent");
     assert_eq!(accounted.len() + gone, lent.len(), "every id lent is on loan, owned, freed or gone");
     check_usage(view);
+}
+
+/// Names lead to ids and back; volumes count their buckets; sessions have their nonce.
+fn check_names(view: &ReadView) {
+    let mut buckets: BTreeMap<String, u64> = BTreeMap::new();
+    let mut ids = BTreeSet::new();
+    for (row_key, row) in all::<BucketRow>(view, BUCKET) {
+        let (volume, _) = bucket_of_row_key(&row_key).unwrap();
+        *buckets.entry(volume.to_owned()).or_default() += 1;
+        let named = view.get(BUCKET_ID, &row.id.to_be_bytes()).unwrap();
+        assert_eq!(named, row.source.is_none().then_some(row_key), "an id leads to its bucket");
+        ids.insert(row.id);
+    }
+    view.scan(BUCKET_ID, &[], None, &mut |row_key, _| {
+        assert!(ids.contains(&BucketId(u64::from_be_bytes(row_key.try_into().unwrap()))));
+        std::ops::ControlFlow::Continue(())
+    })
+    .unwrap();
+    for (row_key, row) in all::<VolumeRow>(view, VOLUME) {
+        let name = String::from_utf8(row_key).unwrap();
+        assert_eq!(
+            row.buckets,
+            buckets.remove(&name).unwrap_or_default(),
+            "volume {name} counts its buckets"
+        );
+    }
+    assert!(buckets.is_empty(), "a bucket without a volume: {buckets:?}");
+    for (row_key, row) in all::<SessionRow>(view, SESSION).into_iter().filter(|(_, row)| !row.is_ended) {
+        assert_eq!(
+            view.get(SESSION_NONCE, &row.nonce).unwrap().map(|id| !id.is_empty()),
+            Some(true),
+            "{row_key:?}"
+        );
+    }
 }
 
 fn check_usage(view: &ReadView) {

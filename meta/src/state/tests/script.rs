@@ -12,7 +12,7 @@ use goldenscript::{ArgumentConsumer, Command, Context, Runner};
 use serde::de::DeserializeOwned;
 use wire::block::{BlockEntry, Replication};
 use wire::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind};
-use wire::ids::{BlockId, BucketId, LeaseId, LoanId, LocalId, SessionId, VersionId, WriteId};
+use wire::ids::{BlockId, ContainerId, LeaseId, LoanId, LocalId, SessionId, VersionId, WriteId};
 use wire::limits::PART_BYTES_MIN;
 use wire::names::{BucketName, KeyName};
 use wire::om::{
@@ -20,10 +20,15 @@ use wire::om::{
     DeleteKeys, ListItem, ListKeys, ReleaseBlocks, StorageClass, UserId, WriteCondition, WriteContext,
 };
 
+use wire::operator::{
+    CreateNamespaceBucket, CreateVolume, DeleteNamespaceBucket, DeleteVolume, ListContainerKeys,
+    ListNamespaceBuckets, ListVolumes, Quota, SetBucketQuota, SetDefaultReplication, SetVolume,
+};
+
 use super::{Core, block_id, commit_key, commit_part, entry_of, etag_of_size, invariants, user};
 use crate::command;
 use crate::schema::{self, KeyRow, TABLES};
-use crate::state::{Reply, key, listing};
+use crate::state::{Reply, RowsExt, Stop, bucket, key, listing, namespace, volume};
 
 /// What a script acts on.
 struct Script {
@@ -95,6 +100,11 @@ impl Script {
                 self.lending(command.name.as_str(), &mut args)
             }
             "bucket" | "delete-bucket" => self.bucket_command(command.name.as_str(), &mut args),
+            "volume" | "set-volume" | "delete-volume" | "namespace-bucket" | "set-quota" | "remove"
+            | "default" | "retire" => self.namespace(command.name.as_str(), &mut args),
+            "volumes" | "namespace" | "where-container" | "look" => {
+                self.look(command.name.as_str(), &mut args)
+            }
             "commit" | "delete" | "copy" => self.key_command(command.name.as_str(), &mut args),
             "create-upload" | "part" | "complete" | "abort" | "expire-uploads" => {
                 self.multipart(command.name.as_str(), &mut args)
@@ -201,6 +211,123 @@ impl Script {
             self.buckets.insert(name, bucket);
         }
         Ok(reply_text(&reply))
+    }
+
+    /// `volume NAME owner=O bytes=N count=N`, `set-volume NAME owner=O bytes=N count=N`, `delete-volume NAME`,
+    /// `namespace-bucket VOLUME/NAME owner=O bytes=N count=N link=VOLUME/NAME`, `set-quota VOLUME/NAME bytes=N count=N`,
+    /// `remove VOLUME/NAME`, `default one|three|none bucket=NAME`, `retire CONTAINER`.
+    fn namespace(&mut self, what: &str, args: &mut ArgumentConsumer<'_>) -> Outcome {
+        let target = args.next_pos().ok_or("which?")?.to_owned();
+        let owner = args.take_key("owner").map(|owner| UserId(owner.to_owned()));
+        let bytes = args.take_key("bytes").map(str::parse).transpose()?;
+        let count = args.take_key("count").map(str::parse).transpose()?;
+        let quota = Quota { bytes, count };
+        let some_owner = owner.clone().unwrap_or(UserId("root".into()));
+        let reply = match what {
+            "volume" => {
+                let name = BucketName::new(&target)?;
+                self.core.apply(CreateVolume { name, owner: some_owner, quota })
+            }
+            "set-volume" => {
+                let quota = (quota != Quota::default()).then_some(quota);
+                self.core.apply(SetVolume { name: BucketName::new(&target)?, owner, quota })
+            }
+            "delete-volume" => self.core.apply(DeleteVolume { name: BucketName::new(&target)? }),
+            "default" => {
+                let bucket = args.take_key("bucket").map(BucketName::new).transpose()?;
+                let replication = match target.as_str() {
+                    "one" => Some(Replication::One),
+                    "three" => Some(Replication::Three),
+                    _ => None,
+                };
+                self.core.apply(SetDefaultReplication { bucket, replication })
+            }
+            "retire" => self.core.apply(command::RetireContainer { container: ContainerId(target.parse()?) }),
+            _ => {
+                let (volume, name) = name_of(&target)?;
+                let source = args.take_key("link").map(name_of).transpose()?;
+                match what {
+                    "namespace-bucket" => self.core.apply(CreateNamespaceBucket {
+                        volume,
+                        name,
+                        owner: some_owner,
+                        quota,
+                        source,
+                    }),
+                    "set-quota" => self.core.apply(SetBucketQuota { volume, name, quota }),
+                    _ => self.core.apply(DeleteNamespaceBucket { volume, name }),
+                }
+            }
+        };
+        Ok(reply_text(&reply))
+    }
+
+    /// `look NAME`: the bucket of `s3v` as S3 sees it, remembered for later commands. `volumes owner=O`, `namespace VOLUME`,
+    /// `where-container C after=L max=N`.
+    fn look(&mut self, what: &str, args: &mut ArgumentConsumer<'_>) -> Outcome {
+        let view = self.core.view();
+        let mut text = String::new();
+        match what {
+            "look" => {
+                let name = args.next_pos().ok_or("which bucket?")?.to_owned();
+                let current = view.current()?;
+                match bucket::get(&view, current.defaults, &BucketName::new(&name)?) {
+                    Ok(info) => {
+                        writeln!(
+                            text,
+                            "bucket {} of {}, configuration {}, {:?}",
+                            info.id, info.owner.id.0, info.config_version, info.replication
+                        )?;
+                        let bucket = BucketRef {
+                            name: info.name,
+                            id: info.id,
+                            config_version: info.config_version,
+                            access_version: 0,
+                        };
+                        self.buckets.insert(name, bucket);
+                    }
+                    Err(Stop::Reject(rejection)) => writeln!(text, "rejected: {rejection}")?,
+                    Err(Stop::Fault(error)) => return Err(error.into()),
+                }
+            }
+            "volumes" => {
+                let owner = args.take_key("owner").map(|owner| UserId(owner.to_owned()));
+                for volume in volume::list(&view, &ListVolumes { owner, after: String::new(), max: 100 })? {
+                    let (name, owner, used) = (volume.name, volume.owner.0, volume.used_bytes);
+                    writeln!(text, "{name} of {owner:?}: {} buckets, {used} bytes", volume.buckets)?;
+                }
+            }
+            "namespace" => {
+                let volume = BucketName::new(args.next_pos().ok_or("which volume?")?)?;
+                let request = ListNamespaceBuckets { volume, after: String::new(), max: 100 };
+                for bucket in namespace::list(&view, &request).map_err(|stop| format!("{stop:?}"))? {
+                    let source =
+                        bucket.source.map_or(String::new(), |(volume, name)| format!(" -> {volume}/{name}"));
+                    let (name, keys, used) = (bucket.name, bucket.keys, bucket.used_bytes);
+                    writeln!(text, "{name}{source} of {}: {keys} keys, {used} bytes", bucket.owner.0)?;
+                }
+            }
+            _ => {
+                let container = ContainerId(args.next_pos().ok_or("which container?")?.parse()?);
+                let after = LocalId(args.take_key("after").map_or(Ok(0), str::parse)?);
+                let max = args.take_key("max").map_or(Ok(100), str::parse)?;
+                let page = namespace::container_keys(&view, &ListContainerKeys { container, after, max })?;
+                for block in page.blocks {
+                    let state = if block.is_freed { "freed" } else { "owned" };
+                    let (bucket, key) = (block.bucket.unwrap_or_default(), block.key.unwrap_or_default());
+                    writeln!(
+                        text,
+                        "{} {state} by {}: {bucket:?} {key:?}",
+                        block.local,
+                        short(block.write_id)
+                    )?;
+                }
+                if page.is_truncated {
+                    text.push_str("(more)\n");
+                }
+            }
+        }
+        Ok(text)
     }
 
     /// `commit KEY BLOCK.. if=COND`, `delete KEY.. if=COND`, `copy FROM TO version=INDEX type=Three if=COND`. A block is
@@ -346,7 +473,10 @@ impl Script {
             return Ok(format!("{count} blocks\n"));
         }
         let after_grace = args.next_pos() == Some("after-grace");
-        Ok(format!("{} steps\n", self.core.work_off(after_grace)))
+        let before = invariants::going_with_their_container(&self.core.view());
+        let steps = self.core.work_off(after_grace);
+        self.gone += before - invariants::going_with_their_container(&self.core.view());
+        Ok(format!("{steps} steps\n"))
     }
 
     /// `list prefix=P delimiter=D after=A max=N`.
@@ -414,7 +544,12 @@ fn is_noise(table: usize) -> bool {
 fn row_name((table, row_key): &(usize, Vec<u8>)) -> String {
     let mut name = TABLES[*table].name().to_owned();
     let rest = match TABLES[*table] {
-        schema::VOLUME | schema::BUCKET | schema::OWNER | schema::USAGE | schema::ACCESS => {
+        schema::VOLUME
+        | schema::BUCKET
+        | schema::OWNER
+        | schema::VOLUME_OWNER
+        | schema::USAGE
+        | schema::ACCESS => {
             let _ = write!(name, " {}", row_key.escape_ascii());
             return name;
         }
@@ -475,8 +610,15 @@ fn row_text((table, row_key): &(usize, Vec<u8>), value: &[u8]) -> String {
         rmp_serde::from_slice::<T>(value).map_or_else(|error| error.to_string(), |row| format!("{row:?}"))
     }
     match TABLES[*table] {
-        schema::BUCKET => rmp_serde::from_slice::<schema::BucketRow>(value)
-            .map_or_else(|error| error.to_string(), |row| format!("{} of {}", row.id, row.owner.id.0)),
+        schema::BUCKET => rmp_serde::from_slice::<schema::BucketRow>(value).map_or_else(
+            |error| error.to_string(),
+            |row| match row.source {
+                None => format!("{} of {}", row.id, row.owner.id.0),
+                Some((volume, name)) => {
+                    format!("{} of {}, a link to {volume}/{name}", row.id, row.owner.id.0)
+                }
+            },
+        ),
         schema::KEY => KeyRow::decode(row_key, value).map_or_else(
             |error| error.to_string(),
             |row| {
@@ -504,9 +646,20 @@ fn row_text((table, row_key): &(usize, Vec<u8>), value: &[u8]) -> String {
         ),
         schema::BLOCK => rmp_serde::from_slice::<schema::BlockRow>(value).map_or_else(
             |error| error.to_string(),
-            |row| format!("{:?} by {}, {} references", row.state, short(row.owner), row.references),
+            |row| {
+                let key = row.key.map_or(String::new(), |key| format!(" for {key}"));
+                format!("{:?} by {}{key}, {} references", row.state, short(row.owner), row.references)
+            },
         ),
-        schema::BLOCK_REF => of::<BucketId>(value),
+        schema::BLOCK_REF => rmp_serde::from_slice::<schema::BlockRefRow>(value)
+            .map_or_else(|error| error.to_string(), |row| format!("{} in {}", row.key, row.bucket)),
+        schema::SESSION_NONCE => of::<SessionId>(value),
+        schema::BUCKET_ID => value.escape_ascii().to_string(),
+        schema::VOLUME => rmp_serde::from_slice::<schema::VolumeRow>(value).map_or_else(
+            |error| error.to_string(),
+            |row| format!("of {:?}, {} buckets, {:?}", row.owner.0, row.buckets, row.quota),
+        ),
+        schema::RETIRED => of::<schema::RetiredRow>(value),
         schema::SESSION => rmp_serde::from_slice::<schema::SessionRow>(value).map_or_else(
             |error| error.to_string(),
             |row| format!("ended: {}, low water {}", row.is_ended, row.low_water),
@@ -558,6 +711,11 @@ fn reply_text(reply: &Reply) -> String {
         }
         other => format!("{other:?}\n"),
     }
+}
+
+fn name_of(text: &str) -> Result<(BucketName, BucketName), Box<dyn Error>> {
+    let (volume, name) = text.split_once('/').ok_or("a bucket is VOLUME/NAME")?;
+    Ok((BucketName::new(volume)?, BucketName::new(name)?))
 }
 
 /// `C/L` or `C/L-L`.
@@ -621,6 +779,16 @@ fn scripts_of_keys() {
 #[test]
 fn scripts_of_multipart() {
     scripts_of("multipart");
+}
+
+#[test]
+fn scripts_of_namespaces() {
+    scripts_of("namespace");
+}
+
+#[test]
+fn scripts_of_containers() {
+    scripts_of("container");
 }
 
 #[test]

@@ -19,8 +19,10 @@ use std::sync::Arc;
 use admin::Readiness;
 use anyhow::Context;
 use client::failover::{OmClient, ScmClient};
+use client::http::tls::Tls;
 use client::http::{
-    self, DatanodeStub, OmStub, ScmStub, Transport as Stubs, Verifier, datanode_router, om_router, scm_router,
+    self, DatanodeStub, OmStub, ScmStub, Transport as Stubs, TransportConfig, Verifier, datanode_router,
+    om_router, scm_router,
 };
 use client::service::{DatanodeService, Datanodes, OmService, ScmService};
 use datanode::DatanodeConfig;
@@ -35,7 +37,7 @@ use wire::limits::BLOCK_BYTES_MAX;
 
 use crate::config::{Config, Transport};
 use crate::identity::Cluster;
-use crate::server::{Unusable, bind};
+use crate::server::{Unusable, bind, tls_of};
 use crate::topology::Role;
 
 /// A segment of SCM's log.
@@ -98,7 +100,7 @@ impl Roles {
         };
         let datanodes = Arc::new(network.datanodes(datanode.clone()));
         if let Some(listener) = listener {
-            let verifier = Verifier::new(cluster_key);
+            let verifier = Verifier::of_node(cluster_key, network.advertised.iter().cloned().collect());
             let mut router = axum::Router::new();
             if let Some(om_role) = &om_role {
                 router = router.merge(om_router(om_role.clone(), verifier.clone()));
@@ -109,7 +111,12 @@ impl Roles {
             if let Some(datanode) = &datanode {
                 router = router.merge(datanode_router(datanode.clone(), verifier.clone()));
             }
-            tokio::spawn(http::serve(listener, router, stopping.clone().cancelled_owned()));
+            tokio::spawn(http::serve(
+                listener,
+                network.tls.clone(),
+                router,
+                stopping.clone().cancelled_owned(),
+            ));
         }
         if let Some(datanode) = &datanode {
             datanode.start(scm.clone(), datanodes.clone());
@@ -141,6 +148,8 @@ impl Roles {
 
 /// How this node reaches others and is reached by them.
 struct Network {
+    /// Certificates, where nodes speak TLS to one another.
+    tls: Option<Arc<Tls>>,
     stubs: Option<Arc<Stubs>>,
     /// What others connect to. None while everything is in this process.
     advertised: Option<HostPort>,
@@ -149,8 +158,14 @@ struct Network {
 impl Network {
     fn new(config: &Config, key: ClusterKey, bound: Option<SocketAddr>) -> anyhow::Result<Self> {
         let advertised = config.advertised()?.or_else(|| bound.map(HostPort::from));
-        let stubs = bound.map(|_| Stubs::new(key));
-        Ok(Self { stubs, advertised })
+        let internal = &config.internal;
+        let tls = match internal.tls {
+            true => tls_of(&internal.certificate, &internal.key, internal.ca.clone())?,
+            false => None,
+        };
+        let transport = TransportConfig { tls: tls.clone(), ..TransportConfig::new(key, &config.node.name) };
+        let stubs = bound.map(|_| Stubs::of_node(transport));
+        Ok(Self { tls, stubs, advertised })
     }
 
     /// OM: the peers of the configuration, this process among them if it is one, and whoever they name as leader.

@@ -23,6 +23,7 @@ use admin::Readiness;
 use anyhow::{Context, bail};
 use clap::Args;
 use client::http;
+use client::http::tls::{Tls, TlsFiles};
 use client::service::CallError;
 use client::session::Session;
 use gateway::{Gateway, GatewayConfig};
@@ -130,6 +131,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let cluster = Cluster::establish(&config).context(Unusable)?;
     let (root, origin) = Credentials::establish(&config.credentials_file(), |name| std::env::var(name).ok())
         .context(Unusable)?;
+    let s3_tls = tls_of(&config.s3.certificate, &config.s3.key, None)?;
+    let admin_tls = tls_of(&config.admin.certificate, &config.admin.key, None)?;
     let s3_listener = match config.has_role(Role::Gateway) {
         true => Some(bind("s3.address", config.s3.address).await?),
         false => None,
@@ -137,8 +140,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin_listener = bind("admin.address", config.admin.address).await?;
     let s3_address = s3_listener.as_ref().map(TcpListener::local_addr).transpose()?;
     let endpoints = Endpoints {
-        s3: s3_address.map(|address| format!("http://{address}")).unwrap_or_default(),
-        admin: format!("http://{}", admin_listener.local_addr()?),
+        s3: s3_address.map(|address| format!("{}://{address}", scheme(&s3_tls))).unwrap_or_default(),
+        admin: format!("{}://{}", scheme(&admin_tls), admin_listener.local_addr()?),
         region: config.s3.region.clone(),
     };
 
@@ -149,7 +152,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let stopping = CancellationToken::new();
     let operators = tokio::spawn({
         let router = admin::router(readiness.clone(), metrics);
-        http::serve(admin_listener, router, stopping.clone().cancelled_owned())
+        http::serve(admin_listener, admin_tls, router, stopping.clone().cancelled_owned())
     });
 
     let roles = Roles::start(&config, &cluster, &readiness, &stopping).await?;
@@ -162,7 +165,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut s3 = None;
     if let Some(gateway) = started {
         if let (Some(gateway), Some(listener)) = (gateway, s3_listener) {
-            s3 = Some(tokio::spawn(gateway.serve(listener, no_more_requests.clone())));
+            s3 = Some(tokio::spawn(gateway.serve(listener, s3_tls, no_more_requests.clone())));
         }
         write_json(&Endpoints::file(&config.data_dir), &endpoints)?;
         readiness.set_ready();
@@ -188,6 +191,22 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The certificates of a listener, if it has any; looked at again while the server runs.
+pub(crate) fn tls_of(
+    certificate: &Option<PathBuf>,
+    key: &Option<PathBuf>,
+    authority: Option<PathBuf>,
+) -> anyhow::Result<Option<Arc<Tls>>> {
+    let (Some(certificate), Some(key)) = (certificate.clone(), key.clone()) else { return Ok(None) };
+    let tls = Tls::open(TlsFiles { certificate, key, authority }).context(Unusable)?;
+    tls.watch();
+    Ok(Some(tls))
+}
+
+fn scheme(tls: &Option<Arc<Tls>>) -> &'static str {
+    if tls.is_some() { "https" } else { "http" }
 }
 
 /// Waits until the roles take part in the cluster, and opens the gateway if this process has one.

@@ -1,4 +1,4 @@
-//! Metrics of key writers and readers, each with its meaning. No label is chosen by a user.
+//! Metrics of key writers and readers, and of calls between nodes, each with its meaning. No label is chosen by a user.
 
 use metrics::counter;
 use wire::scm::Degraded;
@@ -13,6 +13,10 @@ pub const DEGRADES: &str = "client_degrades_total";
 pub const READ_REPLICA_FAILURES: &str = "client_read_replica_failures_total";
 /// Reads for which OM was asked where a container is now.
 pub const LOCATIONS_REFRESHED: &str = "client_locations_refreshed_total";
+/// Calls from other nodes that were not let in, by why.
+pub const CALLS_REFUSED: &str = "client_calls_refused_total";
+/// By how many seconds another node's clock is ahead of this one's, as far as its last answer tells.
+pub const PEER_CLOCK_OFF: &str = "client_peer_clock_off_seconds";
 
 /// Describes the metrics to whoever collects them.
 pub fn describe() {
@@ -27,6 +31,12 @@ pub fn describe() {
         "Replicas that failed a reader, before or after its first byte."
     );
     metrics::describe_counter!(LOCATIONS_REFRESHED, "Reads for which OM was asked where a container is now.");
+    metrics::describe_counter!(CALLS_REFUSED, "Calls from other nodes that were not let in, by why.");
+    metrics::describe_gauge!(
+        PEER_CLOCK_OFF,
+        metrics::Unit::Seconds,
+        "By how many seconds another node's clock is ahead of this one's."
+    );
 }
 
 pub(crate) fn write_replica_failed() {
@@ -51,4 +61,12 @@ pub(crate) fn read_replica_failed() {
 
 pub(crate) fn locations_refreshed() {
     counter!(LOCATIONS_REFRESHED).increment(1);
+}
+
+pub(crate) fn call_refused(reason: &'static str) {
+    counter!(CALLS_REFUSED, "reason" => reason).increment(1);
+}
+
+pub(crate) fn peer_clock_off(peer: &wire::host::HostPort) -> metrics::Gauge {
+    metrics::gauge!(PEER_CLOCK_OFF, "peer" => peer.to_string())
 }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::http::{
-    DatanodeStub, OmStub, ScmStub, Transport, Verifier, datanode_router, om_router, scm_router, serve,
+    DatanodeStub, OmStub, ScmStub, Transport, TransportConfig, Verifier, datanode_router, om_router,
+    scm_router, serve,
 };
 use client::service::{CallError, ChunkStream, DatanodeService, OmService, ScmService, call_om, call_scm};
 use futures_util::{StreamExt, stream};
@@ -141,7 +142,7 @@ impl Server {
         let shutdown = async {
             let _ = stopped.await;
         };
-        Self { peer, stop, task: tokio::spawn(serve(listener, router, shutdown)) }
+        Self { peer, stop, task: tokio::spawn(serve(listener, None, router, shutdown)) }
     }
 
     async fn stop(self) {
@@ -357,26 +358,27 @@ async fn error_in_mid_stream_reaches_the_reader() {
 
 #[tokio::test]
 async fn answer_cut_short_is_not_the_end_of_a_block() {
-    // A peer that sends one run and then closes in good order, without an end frame.
+    let fake = Arc::new(FakeDatanode::default());
+    *fake.block.lock() = runs();
+    let server = Server::start(fake).await;
+    // A connection that is cut in good order behind some of the runs.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let peer = HostPort::from(listener.local_addr().unwrap());
+    let proxy = HostPort::from(listener.local_addr().unwrap());
+    let target = server.peer.clone();
     let task = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        read_request_bytes(&mut stream).await;
-        let run = run(1, 100);
-        let mut frame = vec![2, 0, 0, 0, 108, 0, 0, 0, 100, 0, 0, 0];
-        frame.extend_from_slice(&run.crcs[0].to_le_bytes());
-        frame.extend_from_slice(&run.data);
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", frame.len());
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(&frame).await.unwrap();
+        let (mut caller, _) = listener.accept().await.unwrap();
+        let mut served = TcpStream::connect(target.as_str()).await.unwrap();
+        let request = read_request_bytes(&mut caller).await;
+        served.write_all(&request).await.unwrap();
+        tokio::io::copy(&mut served.take(3 << 20), &mut caller).await.unwrap();
     });
-    let datanode = DatanodeStub::new(Transport::new(key(1)), peer);
+    let datanode = DatanodeStub::new(Transport::new(key(1)), proxy);
     let read: Vec<_> = datanode.read_block(read_request(1, 100)).await.unwrap().collect().await;
-    assert_eq!(read.len(), 2);
-    assert!(read[0].is_ok());
-    assert_eq!(read[1].as_ref().unwrap_err().status, Status::Retry);
+    assert_eq!(read.len(), 3);
+    assert!(read[0].is_ok() && read[1].is_ok());
+    assert_eq!(read[2].as_ref().unwrap_err().status, Status::Retry);
     task.await.unwrap();
+    server.stop().await;
 }
 
 /// The machine's clock, moved.
@@ -396,11 +398,15 @@ impl Clock for OffClock {
 async fn wrong_key_and_wrong_time_are_denied() {
     let server = Server::start(Arc::default()).await;
     let skew_ms = CLOCK_SKEW_MS as i64 + 10_000;
+    let off = |off_ms| {
+        let clock = Arc::new(OffClock(off_ms));
+        Transport::of_node(TransportConfig { clock, ..TransportConfig::new(key(1), "gw1") })
+    };
     let transports = [
         Transport::new(key(2)),
         Transport::new(ClusterKey::new(ClusterId(uuid::Uuid::from_u128(9)), [1; 32])),
-        Transport::with_clock(key(1), Arc::new(OffClock(skew_ms))),
-        Transport::with_clock(key(1), Arc::new(OffClock(-skew_ms))),
+        off(skew_ms),
+        off(-skew_ms),
     ];
     for transport in transports {
         let om = OmStub::new(transport.clone(), server.peer.clone());

@@ -385,7 +385,7 @@ async fn served_with(
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let serving = gateway.serve(listener, shutdown.clone());
+    let serving = gateway.serve(listener, None, shutdown.clone());
     (address, shutdown, tokio::spawn(async move { serving.await.unwrap() }))
 }
 

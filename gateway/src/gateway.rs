@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use client::http::tls::Tls;
 use client::key_reader::KeyReader;
 use client::key_writer::KeyWriter;
 use client::service::{CallError, Datanodes, OmService};
@@ -52,14 +53,15 @@ impl Gateway {
         Ok(Arc::new(Self { config, session, writer, reader, access, body_memory, next_request }))
     }
 
-    /// Serves S3 on `listener` until `shutdown` is cancelled, then lets open requests finish within the deadline and
+    /// Serves S3 on `listener`, within TLS if it is given, until `shutdown` is cancelled, then lets open requests finish within the deadline and
     /// ends the session.
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
+        tls: Option<Arc<Tls>>,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
-        let outcome = server::serve(self.clone(), listener, shutdown).await;
+        let outcome = server::serve(self.clone(), listener, tls, shutdown).await;
         self.session.close().await;
         outcome
     }

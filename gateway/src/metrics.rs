@@ -10,6 +10,8 @@ pub const REQUEST_SECONDS: &str = "gateway_request_seconds";
 pub const CONNECTIONS: &str = "gateway_connections";
 /// Connections refused because too many were open.
 pub const CONNECTIONS_REFUSED: &str = "gateway_connections_refused_total";
+/// TLS handshakes that failed or took too long.
+pub const HANDSHAKES_FAILED: &str = "gateway_handshakes_failed_total";
 
 /// Describes the metrics to whoever collects them.
 pub fn describe() {
@@ -21,6 +23,7 @@ pub fn describe() {
     );
     metrics::describe_gauge!(CONNECTIONS, "Connections open now.");
     metrics::describe_counter!(CONNECTIONS_REFUSED, "Connections refused because too many were open.");
+    metrics::describe_counter!(HANDSHAKES_FAILED, "TLS handshakes that failed or took too long.");
 }
 
 pub(crate) fn request_answered(operation: &'static str, status: http::StatusCode, elapsed_ns: u64) {
@@ -41,4 +44,8 @@ pub(crate) fn connections_changed(by: f64) {
 
 pub(crate) fn connection_refused() {
     counter!(CONNECTIONS_REFUSED).increment(1);
+}
+
+pub(crate) fn handshake_failed() {
+    counter!(HANDSHAKES_FAILED).increment(1);
 }

@@ -4,6 +4,8 @@
 //! and a long one for idleness, so the timers sit in the stream itself ([`Timed`]): it knows what the connection is doing.
 //! They cost a live connection nothing but a comparison.
 //!
+//! Within TLS the timers sit on top of it, so that its own records count for nothing; its handshake has a deadline.
+//!
 //! Invariants:
 //! * Nothing a client does or leaves undone holds a connection for ever.
 //! * `serve` returns within the shutdown deadline.
@@ -21,6 +23,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use client::http::tls::{Stream, Tls};
 use http_body::{Body, Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -52,6 +55,7 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 503 Slow Down\r\ncontent-type: application/xm
 pub(crate) async fn serve(
     gateway: Arc<Gateway>,
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let all = Arc::new(Semaphore::new(gateway.config.connections_max));
@@ -78,7 +82,7 @@ pub(crate) async fn serve(
             drop(stream.try_write(TOO_MANY));
             continue;
         };
-        let connection = serve_connection(gateway.clone(), stream, shutdown.clone());
+        let connection = serve_connection(gateway.clone(), stream, tls.clone(), shutdown.clone());
         let abort = abort.clone();
         tasks.spawn(async move {
             let _held = (seat, permit);
@@ -100,11 +104,27 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn serve_connection(gateway: Arc<Gateway>, stream: TcpStream, shutdown: CancellationToken) {
+async fn serve_connection(
+    gateway: Arc<Gateway>,
+    stream: TcpStream,
+    tls: Option<Arc<Tls>>,
+    shutdown: CancellationToken,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection ended before it began");
         return;
     }
+    let stream = match tls {
+        None => Stream::Plain(stream),
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                metrics::handshake_failed();
+                tracing::debug!(%error, "a TLS handshake failed");
+                return;
+            }
+        },
+    };
     let phase = Arc::new(AtomicU8::new(IDLE));
     let io = TokioIo::new(Timed::new(stream, phase.clone(), &gateway.config));
     let mut builder = http1::Builder::new();
@@ -209,7 +229,7 @@ impl Body for Answered {
 
 /// A stream that ends with a timeout when its client is idle too long, sends a head too slowly, or stops reading.
 struct Timed {
-    stream: TcpStream,
+    stream: Stream,
     phase: Arc<AtomicU8>,
     /// The phase that `since` is about.
     seen: u8,
@@ -224,7 +244,7 @@ struct Timed {
 }
 
 impl Timed {
-    fn new(stream: TcpStream, phase: Arc<AtomicU8>, config: &GatewayConfig) -> Self {
+    fn new(stream: Stream, phase: Arc<AtomicU8>, config: &GatewayConfig) -> Self {
         Self {
             stream,
             phase,

@@ -1,61 +1,93 @@
-//! Internal authentication: each call carries a proof made with the cluster key.
+//! Internal authentication: each call and each answer carries a proof made with the cluster key.
 //!
 //! ```text
-//!   x-ferrozone-cluster: cluster id            x-ferrozone-time:  Unix milliseconds
-//!   x-ferrozone-nonce:   16 random bytes, hex  x-ferrozone-digest: SHA-256 of the body, hex
-//!   x-ferrozone-mac:     HMAC-SHA256 over cluster id, method, path, digest, time, nonce; hex
+//!   call    x-ferrozone-cluster: cluster id             x-ferrozone-time:   Unix milliseconds
+//!           x-ferrozone-from:    the caller's node      x-ferrozone-nonce:  16 random bytes, hex
+//!           x-ferrozone-to:      host:port called       x-ferrozone-digest: SHA-256 of the body, hex
+//!           x-ferrozone-mac:     HMAC-SHA256 over all of it, method and path; hex
+//!   answer  x-ferrozone-time, x-ferrozone-digest, x-ferrozone-mac: over the call's nonce, status, digest and time
 //! ```
 //!
 //! The digest is sent, so that the proof is checked before a byte of the body is read; then the body is checked against
-//! the digest. For a block that is written it covers the header frame only: chunk CRCs and the end frame guard the rest.
+//! the digest. Of a stream it covers the head frame only: chunk CRCs and the end frame guard the rest. An answer's proof
+//! keeps a program that sits on a node's port, but has no key, from speaking for it.
 //!
 //! Invariants:
 //! * A call is taken once: its nonce is remembered for as long as its time would be accepted. When the memory is full,
 //!   calls are refused rather than nonces forgotten.
 //! * A restart forgets nonces. A call replayed after it is harmless, since commands are idempotent and ids written once.
+//! * A call captured on its way to one node is refused by every other: they are not its receiver.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use wire::clock::{Clock, SystemClock, UnixMs};
 use wire::cluster_key::{ClusterKey, SECRET_BYTES};
+use wire::host::HostPort;
 use wire::limits::CLOCK_SKEW_MS;
 
+use crate::metrics;
+
 const CLUSTER: &str = "x-ferrozone-cluster";
+const FROM: &str = "x-ferrozone-from";
+const TO: &str = "x-ferrozone-to";
 const TIME: &str = "x-ferrozone-time";
 const NONCE: &str = "x-ferrozone-nonce";
 const DIGEST: &str = "x-ferrozone-digest";
 const MAC: &str = "x-ferrozone-mac";
 
-/// What the proof is for: a proof of another kind never passes for a call.
-const PURPOSE: &str = "ferrozone call 1";
+/// What a call's proof is for: a proof of another kind never passes for a call.
+const CALL: &str = "ferrozone call 2";
+/// The same of an answer.
+const ANSWER: &str = "ferrozone answer 1";
+/// The same of the message that ends the answer to a stream.
+const RECEIPT: &str = "ferrozone receipt 1";
 
 /// A call is accepted from CLOCK_SKEW_MS before to CLOCK_SKEW_MS after its time.
 const WINDOW_MS: u64 = 2 * CLOCK_SKEW_MS;
 
-/// Nonces remembered per window: 17,000 calls a second, about 20 MiB.
-const NONCES_MAX: usize = 1 << 20;
+/// Nonces remembered per window: 70,000 calls a second, about 80 MiB.
+const NONCES_MAX: usize = 4 << 20;
 
-type Nonce = [u8; 16];
+/// Refusals that a person must look at are logged once in so many milliseconds.
+const WARN_INTERVAL_MS: u64 = 60_000;
+
+/// Bytes of a node's name in a proof at most.
+const FROM_BYTES_MAX: usize = 255;
+
+/// Drawn for each call.
+pub(crate) type Nonce = [u8; 16];
+/// SHA-256.
+pub(crate) type BodyDigest = [u8; SECRET_BYTES];
 
 /// Why a call is not let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthError {
     /// No proof, or not in the expected form.
     #[error("the call carries no valid proof of the cluster key")]
     Missing,
     /// It names another cluster.
-    #[error("the call belongs to another cluster")]
+    #[error("the call belongs to another cluster: does the configuration name nodes of two clusters?")]
     OtherCluster,
     /// The proof is wrong.
     #[error("the call's proof is wrong: is the cluster key the same on all nodes?")]
     Forged,
+    /// Meant for another node.
+    #[error("the call is for {0}, which is not this node: do two nodes have one address?")]
+    OtherReceiver(String),
     /// Too old or too new.
-    #[error("the call's time is too far from this node's: check the clocks")]
-    Skewed,
+    #[error(
+        "the caller's clock is {} s {} this node's, more than the {} s allowed: set the clocks of both by NTP",
+        .off_ms.unsigned_abs() / 1000, ahead_or_behind(*.off_ms), CLOCK_SKEW_MS / 1000
+    )]
+    Skewed {
+        /// By how much the caller is ahead.
+        off_ms: i64,
+    },
     /// Seen before.
     #[error("the call was made before")]
     Replayed,
@@ -67,56 +99,158 @@ pub(crate) enum AuthError {
     OtherBody,
 }
 
-/// Adds the proof to a call's headers.
-pub(crate) fn sign(
-    key: &ClusterKey,
-    method: &str,
-    path: &str,
-    digest: &[u8; SECRET_BYTES],
-    now_ms: UnixMs,
-    nonce: Nonce,
-) -> HeaderMap {
-    let mac = key.mac(PURPOSE, &[method.as_bytes(), path.as_bytes(), digest, &now_ms.to_be_bytes(), &nonce]);
-    let values = [
-        (CLUSTER, key.id.to_string()),
-        (TIME, now_ms.to_string()),
-        (NONCE, hex::encode(nonce)),
-        (DIGEST, hex::encode(digest)),
-        (MAC, hex::encode(mac)),
-    ];
-    values
-        .into_iter()
-        .map(|(name, value)| {
-            let value = HeaderValue::try_from(value).expect("digits and hyphens are legal");
-            (HeaderName::from_static(name), value)
-        })
-        .collect()
+/// How a person says on which side a clock is.
+pub(crate) fn ahead_or_behind(off_ms: i64) -> &'static str {
+    if off_ms >= 0 { "ahead of" } else { "behind" }
 }
 
-/// Checks calls. One per process: it remembers nonces.
+/// What a call says of itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallHead<'a> {
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
+    /// The caller's node.
+    pub(crate) from: &'a str,
+    /// The receiver, as the caller addresses it.
+    pub(crate) to: &'a str,
+    pub(crate) digest: &'a BodyDigest,
+    pub(crate) now_ms: UnixMs,
+    pub(crate) nonce: &'a Nonce,
+}
+
+impl CallHead<'_> {
+    fn with_parts<T>(&self, act: impl FnOnce(&[&[u8]]) -> T) -> T {
+        act(&[
+            self.method.as_bytes(),
+            self.path.as_bytes(),
+            self.from.as_bytes(),
+            self.to.as_bytes(),
+            self.digest,
+            &self.now_ms.to_be_bytes(),
+            self.nonce,
+        ])
+    }
+}
+
+/// A node's name as a header can carry it.
+pub(crate) fn name_in_header(name: &str) -> String {
+    let legal = |c: char| if c.is_ascii_graphic() { c } else { '?' };
+    name.chars().map(legal).take(FROM_BYTES_MAX).collect()
+}
+
+/// The headers that prove a call.
+pub(crate) fn sign(key: &ClusterKey, call: CallHead<'_>) -> HeaderMap {
+    let mac = call.with_parts(|parts| key.mac(CALL, parts));
+    headers([
+        (CLUSTER, key.id.to_string()),
+        (FROM, call.from.to_owned()),
+        (TO, call.to.to_owned()),
+        (TIME, call.now_ms.to_string()),
+        (NONCE, hex::encode(call.nonce)),
+        (DIGEST, hex::encode(call.digest)),
+        (MAC, hex::encode(mac)),
+    ])
+}
+
+fn headers<const N: usize>(values: [(&'static str, String); N]) -> HeaderMap {
+    let legal = |(name, value): (&'static str, String)| {
+        let value = HeaderValue::try_from(value).expect("digits, names and hyphens are legal");
+        (HeaderName::from_static(name), value)
+    };
+    values.into_iter().map(legal).collect()
+}
+
+/// What an answer's head proves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AnswerHead {
+    /// When it was given, by the answering node's clock.
+    pub(crate) time_ms: UnixMs,
+    /// Of its body; None for a stream.
+    pub(crate) digest: Option<BodyDigest>,
+}
+
+/// Checks the proof of an answer to the call of `nonce`. None: it is not from a node with the key.
+pub(crate) fn check_answer(
+    key: &ClusterKey,
+    nonce: &Nonce,
+    status: u16,
+    headers: &HeaderMap,
+) -> Option<AnswerHead> {
+    let time_ms: UnixMs = text(headers, TIME)?.parse().ok()?;
+    let digest = match text(headers, DIGEST) {
+        Some(digest) => Some(bytes_of(Some(digest))?),
+        None => None,
+    };
+    let mac = bytes_of(text(headers, MAC))?;
+    let is_proven =
+        answer_parts(nonce, status, digest.as_ref(), time_ms, |parts| key.verify(ANSWER, parts, &mac));
+    is_proven.then_some(AnswerHead { time_ms, digest })
+}
+
+fn answer_parts<T>(
+    nonce: &Nonce,
+    status: u16,
+    digest: Option<&BodyDigest>,
+    time_ms: UnixMs,
+    act: impl FnOnce(&[&[u8]]) -> T,
+) -> T {
+    let digest: &[u8] = digest.map_or(&[], |digest| digest);
+    act(&[nonce, &status.to_be_bytes(), digest, &time_ms.to_be_bytes()])
+}
+
+/// The proof of the message that ends an answer whose head was sent before it was known.
+pub(crate) fn receipt_mac(key: &ClusterKey, nonce: &Nonce, message: &[u8]) -> [u8; SECRET_BYTES] {
+    key.mac(RECEIPT, &[nonce, message])
+}
+
+/// Whether `mac` is [`receipt_mac`].
+pub(crate) fn check_receipt(
+    key: &ClusterKey,
+    nonce: &Nonce,
+    message: &[u8],
+    mac: &[u8; SECRET_BYTES],
+) -> bool {
+    key.verify(RECEIPT, &[nonce, message], mac)
+}
+
+/// Checks calls and proves answers. One per process: it remembers nonces.
 pub struct Verifier {
     key: ClusterKey,
     clock: Arc<dyn Clock>,
+    /// What this node is called by; empty: not known, and not checked.
+    receivers: Vec<HostPort>,
     seen: Mutex<Seen>,
+    warned_ms: AtomicU64,
 }
 
-/// Nonces of this window and the last one.
+/// Nonces of this window and the last one. A half of each is kept: chance alone repeats it once in 10^12 calls.
 #[derive(Default)]
 struct Seen {
     since_ms: UnixMs,
-    current: HashSet<Nonce>,
-    previous: HashSet<Nonce>,
+    current: HashSet<u64>,
+    previous: HashSet<u64>,
 }
 
 impl Verifier {
-    /// A verifier of calls made with `key`.
+    /// A verifier of calls made with `key`, to whatever name.
     pub fn new(key: ClusterKey) -> Arc<Self> {
-        Self::with_clock(key, Arc::new(SystemClock))
+        Self::with_clock(key, Vec::new(), Arc::new(SystemClock))
+    }
+
+    /// The same of calls to this node alone, by the names that others know it by.
+    pub fn of_node(key: ClusterKey, receivers: Vec<HostPort>) -> Arc<Self> {
+        Self::with_clock(key, receivers, Arc::new(SystemClock))
     }
 
     /// The same, with another clock.
-    pub fn with_clock(key: ClusterKey, clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { key, clock, seen: Mutex::new(Seen::default()) })
+    pub fn with_clock(key: ClusterKey, receivers: Vec<HostPort>, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let (seen, warned_ms) = (Mutex::default(), AtomicU64::new(0));
+        Arc::new(Self { key, clock, receivers, seen, warned_ms })
+    }
+
+    /// The nonce of a call, proven or not: answers to strangers are proven too, so that a node whose clock is off learns it.
+    pub(crate) fn nonce(headers: &HeaderMap) -> Option<Nonce> {
+        bytes_of(text(headers, NONCE))
     }
 
     /// Checks a call's head and answers the digest its body must have.
@@ -125,26 +259,77 @@ impl Verifier {
         method: &str,
         path: &str,
         headers: &HeaderMap,
-    ) -> Result<[u8; SECRET_BYTES], AuthError> {
-        let text = |name: &str| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let cluster = text(CLUSTER).ok_or(AuthError::Missing)?;
-        if cluster != self.key.id.to_string() {
+    ) -> Result<BodyDigest, AuthError> {
+        let outcome = self.check(method, path, headers);
+        if let Err(error) = &outcome {
+            self.note_refusal(error, path);
+        }
+        outcome
+    }
+
+    fn check(&self, method: &str, path: &str, headers: &HeaderMap) -> Result<BodyDigest, AuthError> {
+        let text = |name: &str| text(headers, name).ok_or(AuthError::Missing);
+        if text(CLUSTER)? != self.key.id.to_string() {
             return Err(AuthError::OtherCluster);
         }
-        let time_ms: UnixMs = text(TIME).and_then(|time| time.parse().ok()).ok_or(AuthError::Missing)?;
-        let nonce: Nonce = bytes_of(text(NONCE)).ok_or(AuthError::Missing)?;
-        let digest: [u8; SECRET_BYTES] = bytes_of(text(DIGEST)).ok_or(AuthError::Missing)?;
-        let mac: [u8; SECRET_BYTES] = bytes_of(text(MAC)).ok_or(AuthError::Missing)?;
-        let parts: [&[u8]; 5] = [method.as_bytes(), path.as_bytes(), &digest, &time_ms.to_be_bytes(), &nonce];
-        if !self.key.verify(PURPOSE, &parts, &mac) {
+        let (from, to) = (text(FROM)?, text(TO)?);
+        let time_ms: UnixMs = text(TIME)?.parse().map_err(|_| AuthError::Missing)?;
+        let nonce: Nonce = bytes_of(Some(text(NONCE)?)).ok_or(AuthError::Missing)?;
+        let digest: BodyDigest = bytes_of(Some(text(DIGEST)?)).ok_or(AuthError::Missing)?;
+        let mac = bytes_of(Some(text(MAC)?)).ok_or(AuthError::Missing)?;
+        let head = CallHead { method, path, from, to, digest: &digest, now_ms: time_ms, nonce: &nonce };
+        if !head.with_parts(|parts| self.key.verify(CALL, parts, &mac)) {
             return Err(AuthError::Forged);
+        }
+        if !self.receivers.is_empty() && !self.receivers.iter().any(|name| name.as_str() == to) {
+            return Err(AuthError::OtherReceiver(to.to_owned()));
         }
         let now_ms = self.clock.now_ms();
         if now_ms.abs_diff(time_ms) > CLOCK_SKEW_MS {
-            return Err(AuthError::Skewed);
+            return Err(AuthError::Skewed { off_ms: time_ms.wrapping_sub(now_ms) as i64 });
         }
-        self.seen.lock().insert(nonce, now_ms)?;
+        self.seen.lock().insert(&nonce, now_ms)?;
         Ok(digest)
+    }
+
+    /// The headers that prove an answer; `digest` is None for a stream.
+    pub(crate) fn prove(&self, nonce: &Nonce, status: u16, digest: Option<&BodyDigest>) -> HeaderMap {
+        let time_ms = self.clock.now_ms();
+        let mac = answer_parts(nonce, status, digest, time_ms, |parts| self.key.mac(ANSWER, parts));
+        let mut proof = headers([(TIME, time_ms.to_string()), (MAC, hex::encode(mac))]);
+        if let Some(digest) = digest {
+            proof.extend(headers([(DIGEST, hex::encode(digest))]));
+        }
+        proof
+    }
+
+    /// See [`receipt_mac`].
+    pub(crate) fn receipt_mac(&self, nonce: &Nonce, message: &[u8]) -> [u8; SECRET_BYTES] {
+        receipt_mac(&self.key, nonce, message)
+    }
+
+    fn note_refusal(&self, error: &AuthError, path: &str) {
+        let reason = match error {
+            AuthError::Missing => "missing",
+            AuthError::OtherCluster => "other_cluster",
+            AuthError::Forged => "forged",
+            AuthError::OtherReceiver(_) => "other_receiver",
+            AuthError::Skewed { .. } => "clock_off",
+            AuthError::Replayed => "replayed",
+            AuthError::Overloaded => "overloaded",
+            AuthError::OtherBody => "other_body",
+        };
+        metrics::call_refused(reason);
+        let now_ms = self.clock.now_ms();
+        let warned_ms = self.warned_ms.load(Ordering::Relaxed);
+        let is_due = now_ms.abs_diff(warned_ms) >= WARN_INTERVAL_MS
+            && self
+                .warned_ms
+                .compare_exchange(warned_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if is_due {
+            tracing::warn!(%error, path, "a call was refused");
+        }
     }
 }
 
@@ -155,7 +340,8 @@ impl std::fmt::Debug for Verifier {
 }
 
 impl Seen {
-    fn insert(&mut self, nonce: Nonce, now_ms: UnixMs) -> Result<(), AuthError> {
+    fn insert(&mut self, nonce: &Nonce, now_ms: UnixMs) -> Result<(), AuthError> {
+        let nonce = u64::from_le_bytes(nonce[..8].try_into().expect("eight bytes"));
         let age_ms = now_ms.saturating_sub(self.since_ms);
         if age_ms > WINDOW_MS {
             // A nonce of the last window was accepted within it and expires within one more.
@@ -174,6 +360,10 @@ impl Seen {
         self.current.insert(nonce);
         Ok(())
     }
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 fn bytes_of<const N: usize>(text: Option<&str>) -> Option<[u8; N]> {
@@ -210,13 +400,28 @@ mod tests {
 
     fn verifier() -> (Arc<HandClock>, Arc<Verifier>) {
         let clock = Arc::new(HandClock(AtomicU64::new(NOW_MS)));
-        (clock.clone(), Verifier::with_clock(key(1), clock))
+        let receivers = vec![HostPort::new("om1:9002").unwrap()];
+        (clock.clone(), Verifier::with_clock(key(1), receivers, clock))
+    }
+
+    fn signed(key: &ClusterKey, to: &str, now_ms: UnixMs, nonce: u8) -> HeaderMap {
+        let (digest, nonce) = ([3; 32], [nonce; 16]);
+        let call = CallHead {
+            method: "POST",
+            path: "/om/v1",
+            from: "gw1",
+            to,
+            digest: &digest,
+            now_ms,
+            nonce: &nonce,
+        };
+        sign(key, call)
     }
 
     #[test]
     fn call_is_taken_once() {
         let (clock, verifier) = verifier();
-        let headers = sign(&key(1), "POST", "/om/v1", &[3; 32], NOW_MS, [4; 16]);
+        let headers = signed(&key(1), "om1:9002", NOW_MS, 4);
         assert_eq!(verifier.verify("POST", "/om/v1", &headers), Ok([3; 32]));
         for later_ms in [0, CLOCK_SKEW_MS / 2, CLOCK_SKEW_MS] {
             clock.0.store(NOW_MS + later_ms, Ordering::SeqCst);
@@ -225,18 +430,21 @@ mod tests {
         // Once the nonce may be forgotten the time is no longer accepted.
         for later_ms in [CLOCK_SKEW_MS + 1, 3 * CLOCK_SKEW_MS, 10 * CLOCK_SKEW_MS] {
             clock.0.store(NOW_MS + later_ms, Ordering::SeqCst);
-            assert_eq!(verifier.verify("POST", "/om/v1", &headers), Err(AuthError::Skewed));
+            assert_eq!(
+                verifier.verify("POST", "/om/v1", &headers),
+                Err(AuthError::Skewed { off_ms: -(later_ms as i64) })
+            );
         }
     }
 
     #[test]
     fn nonce_outlives_the_turn_of_a_window() {
         let (clock, verifier) = verifier();
-        let first = sign(&key(1), "POST", "/om/v1", &[3; 32], NOW_MS, [1; 16]);
+        let first = signed(&key(1), "om1:9002", NOW_MS, 1);
         assert!(verifier.verify("POST", "/om/v1", &first).is_ok());
         // Signed by a clock that is ahead, taken at the window's very end.
         clock.0.store(NOW_MS + WINDOW_MS, Ordering::SeqCst);
-        let ahead = sign(&key(1), "POST", "/om/v1", &[3; 32], NOW_MS + WINDOW_MS + CLOCK_SKEW_MS, [2; 16]);
+        let ahead = signed(&key(1), "om1:9002", NOW_MS + WINDOW_MS + CLOCK_SKEW_MS, 2);
         assert!(verifier.verify("POST", "/om/v1", &ahead).is_ok());
         clock.0.store(NOW_MS + 2 * WINDOW_MS, Ordering::SeqCst);
         assert_eq!(verifier.verify("POST", "/om/v1", &ahead), Err(AuthError::Replayed));
@@ -249,14 +457,18 @@ mod tests {
             verifier.verify(method, path, headers).unwrap_err()
         };
         assert_eq!(refuse(&HeaderMap::new(), "POST", "/om/v1"), AuthError::Missing);
-        let wrong_key = sign(&key(2), "POST", "/om/v1", &[3; 32], NOW_MS, [4; 16]);
+        let wrong_key = signed(&key(2), "om1:9002", NOW_MS, 4);
         assert_eq!(refuse(&wrong_key, "POST", "/om/v1"), AuthError::Forged);
-        let good = sign(&key(1), "POST", "/om/v1", &[3; 32], NOW_MS, [4; 16]);
+        let good = signed(&key(1), "om1:9002", NOW_MS, 4);
         assert_eq!(refuse(&good, "PUT", "/om/v1"), AuthError::Forged);
         assert_eq!(refuse(&good, "POST", "/scm/v1"), AuthError::Forged);
-        for (name, value) in
-            [(TIME, "1000000001".to_owned()), (NONCE, "05".repeat(16)), (DIGEST, "06".repeat(32))]
-        {
+        for (name, value) in [
+            (TIME, "1000000001".to_owned()),
+            (FROM, "gw2".to_owned()),
+            (TO, "om9:1".to_owned()),
+            (NONCE, "05".repeat(16)),
+            (DIGEST, "06".repeat(32)),
+        ] {
             let mut changed = good.clone();
             changed.insert(name, value.parse().unwrap());
             assert_eq!(refuse(&changed, "POST", "/om/v1"), AuthError::Forged);
@@ -264,7 +476,30 @@ mod tests {
         let mut other = good.clone();
         other.insert(CLUSTER, HeaderValue::from_static("11111111-1111-1111-1111-111111111111"));
         assert_eq!(refuse(&other, "POST", "/om/v1"), AuthError::OtherCluster);
-        let early = sign(&key(1), "POST", "/om/v1", &[3; 32], NOW_MS + CLOCK_SKEW_MS + 1, [4; 16]);
-        assert_eq!(refuse(&early, "POST", "/om/v1"), AuthError::Skewed);
+        let early = signed(&key(1), "om1:9002", NOW_MS + CLOCK_SKEW_MS + 1, 4);
+        let off_ms = CLOCK_SKEW_MS as i64 + 1;
+        assert_eq!(refuse(&early, "POST", "/om/v1"), AuthError::Skewed { off_ms });
+        let text = AuthError::Skewed { off_ms: -45_000 }.to_string();
+        assert!(text.contains("45 s behind") && text.contains("NTP"), "{text}");
+        let misled = signed(&key(1), "om2:9002", NOW_MS, 4);
+        assert_eq!(refuse(&misled, "POST", "/om/v1"), AuthError::OtherReceiver("om2:9002".to_owned()));
+    }
+
+    #[test]
+    fn answer_is_proven_for_its_call_status_and_body_only() {
+        let (_, verifier) = verifier();
+        let (nonce, digest) = ([7; 16], [8; 32]);
+        let proof = verifier.prove(&nonce, 200, Some(&digest));
+        let expected = AnswerHead { time_ms: NOW_MS, digest: Some(digest) };
+        assert_eq!(check_answer(&key(1), &nonce, 200, &proof), Some(expected));
+        assert_eq!(check_answer(&key(2), &nonce, 200, &proof), None);
+        assert_eq!(check_answer(&key(1), &[6; 16], 200, &proof), None);
+        assert_eq!(check_answer(&key(1), &nonce, 401, &proof), None);
+        assert_eq!(check_answer(&key(1), &nonce, 200, &HeaderMap::new()), None);
+        let mut bare = proof.clone();
+        bare.remove(DIGEST);
+        assert_eq!(check_answer(&key(1), &nonce, 200, &bare), None);
+        let streamed = verifier.prove(&nonce, 200, None);
+        assert_eq!(check_answer(&key(1), &nonce, 200, &streamed).map(|head| head.digest), Some(None));
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! ```text
 //!   frame:  | kind, 1 byte | 0 0 0 | payload length, u32 LE | payload |
-//!   1 head    MessagePack: WriteBlock or ReadBlock
+//!   1 head    MessagePack: WriteBlock, ReadBlock, FetchReplica, or what a snapshot begins with
 //!   2 run     | data length, u32 LE | one CRC32C per 64 KiB chunk, u32 LE each | data |
 //!   3 end     | bytes of data in all runs, u64 LE |
 //!   4 error   MessagePack: Failure. Ends the stream.
+//!   5 go      nothing: the receiver takes the runs now
+//!   6 receipt | proof, 32 bytes | MessagePack: answer |. Ends the stream.
+//!   7 replica MessagePack: replication, deletion done, blocks, bytes
+//!   8 block   MessagePack: local id, length, digest
 //! ```
 //!
 //! Invariants:
@@ -23,7 +27,7 @@ use wire::status::{Failure, Status};
 
 /// Bytes before a payload.
 const FRAME_HEAD_BYTES: usize = 8;
-/// Bytes of a head or error frame's message at most: a token and some ids take 300.
+/// Bytes of a message in a frame at most: a token and some ids take 300, what a snapshot begins with some thousands.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// Bytes of a run frame's payload at most.
 const RUN_PAYLOAD_MAX: usize = 4 + 4 * chunk_count(CHUNK_RUN_BYTES_MAX as u64) as usize + CHUNK_RUN_BYTES_MAX;
@@ -32,6 +36,13 @@ const HEAD: u8 = 1;
 const RUN: u8 = 2;
 const END: u8 = 3;
 const ERROR: u8 = 4;
+const GO: u8 = 5;
+const RECEIPT: u8 = 6;
+const REPLICA: u8 = 7;
+const BLOCK: u8 = 8;
+
+/// Bytes of a receipt's proof.
+const MAC_BYTES: usize = 32;
 
 /// One frame as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,14 +55,46 @@ pub(crate) enum Frame {
     End,
     /// The sender failed.
     Error(Failure),
+    /// The receiver of a stream takes its runs from now on.
+    Go,
+    /// How a stream was taken, with the proof of who says so.
+    Receipt([u8; MAC_BYTES], Bytes),
+    /// What a replica begins with, still encoded.
+    Replica(Bytes),
+    /// What a block of a replica begins with, still encoded.
+    Block(Bytes),
+}
+
+/// The message that a stream begins with.
+pub(crate) fn encode_message(message: &impl Serialize) -> Result<Bytes, Failure> {
+    let payload = rmp_serde::to_vec(message)
+        .map_err(|error| Failure::new(Status::Internal, format!("cannot encode a request: {error}")))?;
+    Ok(payload.into())
 }
 
 /// The head frame of a request.
-pub(crate) fn encode_head(message: &impl Serialize) -> Result<(Bytes, Bytes), Failure> {
-    let payload = rmp_serde::to_vec(message)
-        .map_err(|error| Failure::new(Status::Internal, format!("cannot encode a request: {error}")))?;
-    let frame = encode_frame(HEAD, &payload);
-    Ok((frame, Bytes::from(payload)))
+pub(crate) fn encode_head(message: &[u8]) -> Bytes {
+    encode_frame(HEAD, message)
+}
+
+/// The frame that lets a stream's runs come.
+pub(crate) fn encode_go() -> Bytes {
+    encode_frame(GO, &[])
+}
+
+/// The frame that says how a stream was taken.
+pub(crate) fn encode_receipt(mac: &[u8; MAC_BYTES], message: &[u8]) -> Bytes {
+    encode_frame(RECEIPT, &[mac, message].concat())
+}
+
+/// The frame that a replica begins with.
+pub(crate) fn encode_replica(message: &[u8]) -> Bytes {
+    encode_frame(REPLICA, message)
+}
+
+/// The frame that a block of a replica begins with.
+pub(crate) fn encode_block(message: &[u8]) -> Bytes {
+    encode_frame(BLOCK, message)
 }
 
 /// A run: what comes before its data. The data follows as it is, without a copy.
@@ -123,7 +166,7 @@ where
     /// The next frame. After `End` or an error there is none to ask for.
     pub(crate) async fn next(&mut self) -> Result<Frame, Failure> {
         let outcome = self.read_frame().await;
-        self.is_done = !matches!(outcome, Ok(Frame::Head(_) | Frame::Run(_)));
+        self.is_done = matches!(outcome, Ok(Frame::End | Frame::Error(_) | Frame::Receipt(..)) | Err(_));
         outcome
     }
 
@@ -149,9 +192,10 @@ where
         let kind = self.buffer[0];
         let length = u32::from_le_bytes(self.buffer[4..8].try_into().expect("four bytes")) as usize;
         let length_max = match kind {
-            HEAD | ERROR => MESSAGE_BYTES_MAX,
+            HEAD | ERROR | RECEIPT | REPLICA | BLOCK => MESSAGE_BYTES_MAX,
             RUN => RUN_PAYLOAD_MAX,
             END => 8,
+            GO => 0,
             _ => return Err(malformed("a frame of unknown kind")),
         };
         if length > length_max || self.buffer[1..4] != [0, 0, 0] {
@@ -169,6 +213,13 @@ where
             }
             END if payload[..] == self.total.to_le_bytes() => Ok(Frame::End),
             END => Err(malformed("an end that counts other bytes")),
+            GO => Ok(Frame::Go),
+            RECEIPT => match payload.split_first_chunk() {
+                Some((mac, _)) => Ok(Frame::Receipt(*mac, payload.slice(MAC_BYTES..))),
+                None => Err(malformed("a receipt without a proof")),
+            },
+            REPLICA => Ok(Frame::Replica(payload)),
+            BLOCK => Ok(Frame::Block(payload)),
             _ => Ok(Frame::Error(decode_message(&payload)?)),
         }
     }

@@ -3,21 +3,18 @@
 //! An answer, a rejection and a failure of the service all travel as status 200 with a typed body; other statuses mean
 //! that the call did not reach the service.
 //!
-//! Not here: blocks (`block_stream`).
+//! Not here: blocks (`block_stream`), who leads (`crate::failover`).
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::post;
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http::{Method, Request};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -28,9 +25,10 @@ use wire::om::{OmReply, OmRequest, Rejection};
 use wire::scm::{ScmReply, ScmRequest};
 use wire::status::{Failure, Status};
 
-use super::auth::{AuthError, Verifier};
+use super::auth::Verifier;
+use super::exchange::Exchange;
 use super::transport::{Transport, whole};
-use super::{BODY_IDLE_DEADLINE, DRAIN_DEADLINE, OM_PATH, RPC_DEADLINE, SCM_PATH};
+use super::{OM_PATH, RPC_DEADLINE, SCM_PATH};
 use crate::service::{CallError, OmService, ScmService};
 
 /// How a call ended, as it travels. A format: variants are appended.
@@ -102,11 +100,16 @@ impl ScmStub {
 #[async_trait]
 impl ScmService for ScmStub {
     async fn handle(&self, request: ScmRequest) -> Result<ScmReply, Failure> {
-        call(&self.transport, &self.peer, SCM_PATH, &request).await.map_err(|error| match error {
-            CallError::Failed(failure) => failure,
-            CallError::Rejected(_) => Failure::new(Status::Internal, "scm answered as om does"),
-        })
+        only_failure(call(&self.transport, &self.peer, SCM_PATH, &request).await)
     }
+}
+
+/// The outcome of a call whose service rejects nothing.
+pub(crate) fn only_failure<T>(outcome: Result<T, CallError>) -> Result<T, Failure> {
+    outcome.map_err(|error| match error {
+        CallError::Failed(failure) => failure,
+        CallError::Rejected(_) => Failure::new(Status::Internal, "the peer answered as om does"),
+    })
 }
 
 /// Serves an OM under [`OM_PATH`].
@@ -115,9 +118,9 @@ pub fn om_router(om: Arc<dyn OmService>, verifier: Arc<Verifier>) -> Router {
         State((om, verifier)): State<(Arc<dyn OmService>, Arc<Verifier>)>,
         request: Request<Body>,
     ) -> Response {
-        match receive(&verifier, request).await {
-            Ok(request) => answer(om.handle(request).await),
-            Err(refusal) => refusal.into_response(),
+        match Exchange::receive_message(&verifier, request).await {
+            Ok((exchange, request)) => exchange.answer(om.handle(request).await),
+            Err(refusal) => refusal,
         }
     }
     Router::new().route(OM_PATH, post(handle)).with_state((om, verifier))
@@ -129,74 +132,18 @@ pub fn scm_router(scm: Arc<dyn ScmService>, verifier: Arc<Verifier>) -> Router {
         State((scm, verifier)): State<(Arc<dyn ScmService>, Arc<Verifier>)>,
         request: Request<Body>,
     ) -> Response {
-        match receive(&verifier, request).await {
-            Ok(request) => answer(scm.handle(request).await.map_err(CallError::Failed)),
-            Err(refusal) => refusal.into_response(),
+        match Exchange::receive_message(&verifier, request).await {
+            Ok((exchange, request)) => exchange.answer(scm.handle(request).await.map_err(CallError::Failed)),
+            Err(refusal) => refusal,
         }
     }
     Router::new().route(SCM_PATH, post(handle)).with_state((scm, verifier))
 }
 
-/// Why a call did not reach the service.
-#[derive(Debug)]
-pub(crate) struct Refusal {
-    status: StatusCode,
-    text: String,
-    /// What was not read of the request.
-    rest: Option<Body>,
-}
-
-impl Refusal {
-    /// A refusal of a request whose body has been read.
-    pub(crate) fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), rest: None }
-    }
-
-    /// The same, of one whose body has not been read.
-    pub(crate) fn unread(self, body: Body) -> Self {
-        Self { rest: Some(body), ..self }
-    }
-}
-
-impl From<AuthError> for Refusal {
-    fn from(error: AuthError) -> Self {
-        let status = match error {
-            AuthError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::UNAUTHORIZED,
-        };
-        Self::new(status, error.to_string())
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let text = Bytes::from(self.text);
-        let Some(rest) = self.rest else { return (self.status, text).into_response() };
-        let pieces = stream::iter([text]).chain(stream::once(drain(rest)));
-        (self.status, Body::from_stream(pieces.map(Ok::<_, Infallible>))).into_response()
-    }
-}
-
-/// Reads on after an answer: closing with bytes unread would reset the connection, and the answer with it.
-async fn drain(body: Body) -> Bytes {
-    let read = async {
-        let mut left = RPC_BYTES_MAX;
-        let mut data = body.into_data_stream();
-        while let Some(Ok(piece)) = data.next().await {
-            left = left.saturating_sub(piece.len());
-            if left == 0 {
-                return;
-            }
-        }
-    };
-    let _ = timeout(DRAIN_DEADLINE, read).await;
-    Bytes::new()
-}
-
 async fn call<Q: Serialize, R: DeserializeOwned>(
     transport: &Transport,
     peer: &HostPort,
-    path: &'static str,
+    path: &str,
     request: &Q,
 ) -> Result<R, CallError> {
     let body = rmp_serde::to_vec(request)
@@ -208,63 +155,22 @@ async fn call<Q: Serialize, R: DeserializeOwned>(
     let exchange = async {
         let digest = body_digest(&body);
         let response = transport.send(peer, Method::POST, path, &digest, whole(Bytes::from(body))).await?;
-        collect(response.into_body(), RPC_BYTES_MAX).await
+        response.collect(RPC_BYTES_MAX).await
     };
     let late = |_| Failure::new(Status::Unknown, format!("no answer from {peer} in time"));
     let bytes = timeout(RPC_DEADLINE, exchange).await.map_err(late)??;
-    let answer: Answer<R> = rmp_serde::from_slice(&bytes).map_err(|error| {
-        Failure::new(Status::Unknown, format!("cannot decode the answer of {peer}: {error}"))
-    })?;
-    answer.into()
-}
-
-/// An answer's body. The call was made, so whatever fails here leaves its outcome unknown.
-pub(crate) async fn collect(body: hyper::body::Incoming, bytes_max: usize) -> Result<Bytes, Failure> {
-    let collected = Limited::new(body, bytes_max).collect().await;
-    let broken = |error| Failure::new(Status::Unknown, format!("the answer broke off: {error}"));
-    collected.map(|body| body.to_bytes()).map_err(broken)
-}
-
-/// Authenticates a call, then reads and decodes its message.
-async fn receive<Q: DeserializeOwned>(verifier: &Verifier, request: Request<Body>) -> Result<Q, Refusal> {
-    let (head, body) = request.into_parts();
-    let digest = match verifier.verify(head.method.as_str(), head.uri.path(), &head.headers) {
-        Ok(digest) => digest,
-        Err(error) => return Err(Refusal::from(error).unread(body)),
-    };
-    let too_large =
-        || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("more than {RPC_BYTES_MAX} bytes"));
-    if http_body::Body::size_hint(&body).lower() > RPC_BYTES_MAX as u64 {
-        return Err(too_large().unread(body));
-    }
-    let read = timeout(BODY_IDLE_DEADLINE, Limited::new(body, RPC_BYTES_MAX).collect()).await;
-    let bytes = match read {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
-        Ok(Err(error)) => {
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, format!("the body broke off: {error}")));
-        }
-        Err(_) => return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come")),
-    };
-    if body_digest(&bytes) != digest {
-        return Err(AuthError::OtherBody.into());
-    }
-    rmp_serde::from_slice(&bytes)
-        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("cannot decode the request: {error}")))
-}
-
-fn answer<T: Serialize>(outcome: Result<T, CallError>) -> Response {
-    let encoded = encode_answer(&Answer::from(outcome));
-    let body = if encoded.len() <= RPC_BYTES_MAX {
-        encoded
-    } else {
-        let message = format!("an answer of {} bytes is over the limit of {RPC_BYTES_MAX}", encoded.len());
-        encode_answer(&Answer::<()>::Failed(Failure::new(Status::Internal, message)))
-    };
-    Bytes::from(body).into_response()
+    decode_answer(peer, &bytes)
 }
 
 /// An answer's bytes.
 pub(crate) fn encode_answer<T: Serialize>(answer: &Answer<T>) -> Vec<u8> {
     rmp_serde::to_vec(answer).expect("answers hold nothing that MessagePack cannot express")
+}
+
+/// An answer from its bytes. The call was made, so its outcome is unknown if they make no sense.
+pub(crate) fn decode_answer<R: DeserializeOwned>(peer: &HostPort, bytes: &[u8]) -> Result<R, CallError> {
+    let answer: Answer<R> = rmp_serde::from_slice(bytes).map_err(|error| {
+        Failure::new(Status::Unknown, format!("cannot decode the answer of {peer}: {error}"))
+    })?;
+    answer.into()
 }

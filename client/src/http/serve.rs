@@ -1,4 +1,4 @@
-//! The accept loop of an internal listener.
+//! The accept loop of an internal listener and of the operators' port, plain or within TLS.
 //!
 //! Invariants:
 //! * At most `CONNECTIONS_MAX` connections; more wait in the kernel's backlog.
@@ -15,9 +15,12 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use platform::task;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
+
+use super::tls::{Stream, Tls};
 
 /// Connections of an internal listener at most.
 const CONNECTIONS_MAX: usize = 1024;
@@ -32,9 +35,10 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 /// A pause after a failed accept: out of file descriptors, usually.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves `router` on `listener` until `shutdown` resolves and requests under way have ended, or their deadline passed.
+/// Serves `router` on `listener`, within TLS if it is given, until `shutdown` resolves and requests under way have ended, or their deadline passed.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     router: Router,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
@@ -53,7 +57,7 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                platform::task::spawn(serve_connection(stream, router.clone(), stop.subscribe(), slot));
+                task::spawn(serve_connection(stream, tls.clone(), router.clone(), stop.subscribe(), slot));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -73,12 +77,23 @@ pub async fn serve(
 
 async fn serve_connection(
     stream: TcpStream,
+    tls: Option<Arc<Tls>>,
     router: Router,
     mut stop: watch::Receiver<bool>,
     slot: OwnedSemaphorePermit,
 ) {
     // Small answers must not wait for the peer's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
+    let stream = match tls {
+        None => Stream::Plain(stream),
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a TLS handshake failed");
+                return;
+            }
+        },
+    };
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())

@@ -1,63 +1,105 @@
-//! Connections of a stub: pooled, kept alive, bounded; calls signed and their failures sorted.
+//! The calling side of a call: connections pooled, kept alive, bounded; calls signed, answers checked, failures sorted.
 //!
-//! Not here: what bodies hold (`rpc`, `block_stream`).
+//! Invariants:
+//! * An answer without a valid proof is never taken for one: `Unknown`.
+//! * A peer that does not answer takes up its own calls' places, not those of others.
+//!
+//! Not here: what bodies hold (`rpc`, `upload`, `block_stream`), connections (`connect`).
 
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyDataStream, BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use wire::clock::{Clock, SystemClock};
-use wire::cluster_key::{ClusterKey, SECRET_BYTES};
+use tokio::time::timeout;
+use tokio_rustls::rustls;
+use wire::clock::{Clock, SystemClock, UnixMs};
+use wire::cluster_key::{ClusterKey, body_digest};
 use wire::host::HostPort;
+use wire::limits::CLOCK_SKEW_MS;
 use wire::status::{Failure, Status};
 
-use super::{CONNECT_DEADLINE, auth};
+use super::auth::{self, AnswerHead, BodyDigest, CallHead, Nonce, ahead_or_behind, check_answer};
+use super::connect::Connector;
+use super::frame::FrameReader;
+use super::tls::Tls;
+use super::{IDLE_TIMEOUT, RPC_DEADLINE};
 
-/// Calls of one process under way at most; more wait. Each holds a connection.
-const CALLS_MAX: usize = 512;
+/// Calls of one process to one peer under way at most; more wait. Each holds a connection.
+const CALLS_PER_PEER_MAX: usize = 512;
 /// Idle connections kept per peer.
 const IDLE_PER_PEER_MAX: usize = 64;
-/// An idle connection is closed after this: sooner than the server closes it.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+/// Peers whose calls are counted apart.
+const PEERS_MAX: usize = 4096;
+/// A clock that is off is logged once in so many milliseconds.
+const WARN_INTERVAL_MS: u64 = 60_000;
+/// Bytes of a refusal's text at most.
+const REFUSAL_BYTES_MAX: usize = 1024;
 
 /// An error inside a body that is sent.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// A body that is sent.
 pub(crate) type OutBody = UnsyncBoxBody<Bytes, BodyError>;
 
+/// What a process calls others with.
+#[derive(Clone)]
+pub struct TransportConfig {
+    /// Proves its calls, and theirs.
+    pub key: ClusterKey,
+    /// Its node's name, for the others' logs.
+    pub node: String,
+    /// Its certificates; None where all is on one host.
+    pub tls: Option<Arc<Tls>>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl TransportConfig {
+    /// Without TLS, by the machine's clock.
+    pub fn new(key: ClusterKey, node: &str) -> Self {
+        Self { key, node: node.to_owned(), tls: None, clock: Arc::new(SystemClock) }
+    }
+}
+
 /// The way to other processes of the cluster. One per process; stubs share it.
 pub struct Transport {
-    client: Client<HttpConnector, OutBody>,
+    client: Client<Connector, OutBody>,
     key: ClusterKey,
+    node: String,
     clock: Arc<dyn Clock>,
+    peers: Mutex<BTreeMap<HostPort, Arc<Peer>>>,
+}
+
+struct Peer {
     calls: Semaphore,
+    clock_off: metrics::Gauge,
+    warned_ms: Mutex<UnixMs>,
 }
 
 impl Transport {
-    /// A transport whose calls are proven by `key`.
+    /// A transport whose calls are proven by `key`, without TLS.
     pub fn new(key: ClusterKey) -> Arc<Self> {
-        Self::with_clock(key, Arc::new(SystemClock))
+        Self::of_node(TransportConfig::new(key, "unnamed"))
     }
 
-    /// The same, with another clock.
-    pub fn with_clock(key: ClusterKey, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+    /// A transport.
+    pub fn of_node(config: TransportConfig) -> Arc<Self> {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_PEER_MAX)
-            .build(connector);
-        Arc::new(Self { client, key, clock, calls: Semaphore::new(CALLS_MAX) })
+            .build(Connector::new(config.tls));
+        let node = auth::name_in_header(&config.node);
+        Arc::new(Self { client, key: config.key, node, clock: config.clock, peers: Mutex::default() })
     }
 
     /// Sends a call and answers the response's head. `digest` is that of the body, or of its head frame.
@@ -65,28 +107,105 @@ impl Transport {
         &self,
         peer: &HostPort,
         method: Method,
-        path: &'static str,
-        digest: &[u8; SECRET_BYTES],
+        path: &str,
+        digest: &BodyDigest,
         body: OutBody,
-    ) -> Result<Response<Incoming>, Failure> {
-        let _slot = self.calls.acquire().await.expect("the semaphore is never closed");
-        let nonce = wire::random::array();
-        let headers = auth::sign(&self.key, method.as_str(), path, digest, self.clock.now_ms(), nonce);
+    ) -> Result<Reply, Failure> {
+        let known = self.peer(peer);
+        let _slot = known.calls.acquire().await.expect("the semaphore is never closed");
+        let nonce: Nonce = wire::random::array();
+        let sent_ms = self.clock.now_ms();
+        let proof = auth::sign(
+            &self.key,
+            CallHead {
+                method: method.as_str(),
+                path,
+                from: &self.node,
+                to: peer.as_str(),
+                digest,
+                now_ms: sent_ms,
+                nonce: &nonce,
+            },
+        );
         let uri = Uri::builder().scheme("http").authority(peer.to_string()).path_and_query(path).build();
         let uri =
             uri.map_err(|error| Failure::new(Status::Internal, format!("no address {peer}: {error}")))?;
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = uri;
-        request.headers_mut().extend(headers);
-        let response = self.client.request(request).await.map_err(|error| {
-            // Only a connection that never stood proves that nothing was sent.
-            let status = if error.is_connect() { Status::Retry } else { Status::Unknown };
-            Failure::new(status, format!("no answer from {peer}: {}", root_cause(&error)))
-        })?;
-        match response.status() {
-            StatusCode::OK => Ok(response),
-            status => Err(refused(peer, status, response).await),
+        request.headers_mut().extend(proof);
+        let response = self.client.request(request).await;
+        let response = response.map_err(|error| unanswered(peer, &error))?;
+        let head = check_answer(&self.key, &nonce, response.status().as_u16(), response.headers());
+        if let Some(head) = &head {
+            self.compare_clocks(peer, &known, sent_ms, head.time_ms);
+        }
+        match (response.status(), head) {
+            (StatusCode::OK, Some(AnswerHead { digest, .. })) => {
+                Ok(Reply { peer: peer.clone(), nonce, digest, body: response.into_body() })
+            }
+            (StatusCode::OK, None) => Err(unproven(peer)),
+            (status, head) => Err(refused(peer, status, head.is_some(), response).await),
+        }
+    }
+
+    /// Calls with a whole body and answers with the whole answer: for services that are not of this crate.
+    pub async fn exchange(
+        &self,
+        peer: &HostPort,
+        path: &str,
+        body: Bytes,
+        answer_bytes_max: usize,
+    ) -> Result<Bytes, Failure> {
+        let exchange = async {
+            let reply = self.send(peer, Method::POST, path, &body_digest(&body), whole(body)).await?;
+            reply.collect(answer_bytes_max).await
+        };
+        let late = |_| Failure::new(Status::Unknown, format!("no answer from {peer} in time"));
+        timeout(RPC_DEADLINE, exchange).await.map_err(late)?
+    }
+
+    /// Whether a streamed answer's last message is proven.
+    pub(crate) fn check_receipt(&self, nonce: &Nonce, message: &[u8], mac: &[u8; 32]) -> bool {
+        auth::check_receipt(&self.key, nonce, message, mac)
+    }
+
+    fn peer(&self, peer: &HostPort) -> Arc<Peer> {
+        let mut peers = self.peers.lock();
+        if let Some(known) = peers.get(peer) {
+            return known.clone();
+        }
+        if peers.len() >= PEERS_MAX {
+            peers.clear();
+        }
+        let clock_off = crate::metrics::peer_clock_off(peer);
+        let calls = Semaphore::new(CALLS_PER_PEER_MAX);
+        let known = Arc::new(Peer { calls, clock_off, warned_ms: Mutex::new(0) });
+        peers.insert(peer.clone(), known.clone());
+        known
+    }
+
+    /// Tells operators of a clock that is off, this node's or the peer's. The answer was given between sending and now.
+    fn compare_clocks(&self, peer: &HostPort, known: &Peer, sent_ms: UnixMs, answered_ms: UnixMs) {
+        let now_ms = self.clock.now_ms();
+        let off_ms = if answered_ms < sent_ms {
+            answered_ms as i64 - sent_ms as i64
+        } else {
+            answered_ms.saturating_sub(now_ms) as i64
+        };
+        known.clock_off.set(off_ms as f64 / 1000.0);
+        if off_ms.unsigned_abs() <= CLOCK_SKEW_MS {
+            return;
+        }
+        let mut warned_ms = known.warned_ms.lock();
+        if now_ms.abs_diff(*warned_ms) >= WARN_INTERVAL_MS {
+            *warned_ms = now_ms;
+            tracing::error!(
+                "clock off: the clock of {peer} is {} s {} this node's; calls are refused beyond {} s: set both by NTP",
+                off_ms.unsigned_abs() / 1000,
+                ahead_or_behind(off_ms),
+                CLOCK_SKEW_MS / 1000
+            );
         }
     }
 }
@@ -97,33 +216,116 @@ impl std::fmt::Debug for Transport {
     }
 }
 
+/// An answer from a node that has proven itself; its body is still to come.
+pub(crate) struct Reply {
+    pub(crate) peer: HostPort,
+    pub(crate) nonce: Nonce,
+    digest: Option<BodyDigest>,
+    body: Incoming,
+}
+
+impl Reply {
+    /// The whole body. The call was made, so whatever fails here leaves its outcome unknown.
+    pub(crate) async fn collect(self, bytes_max: usize) -> Result<Bytes, Failure> {
+        let broken =
+            |error| Failure::new(Status::Unknown, format!("the answer of {} broke off: {error}", self.peer));
+        let bytes = Limited::new(self.body, bytes_max).collect().await.map_err(broken)?.to_bytes();
+        if self.digest != Some(body_digest(&bytes)) {
+            return Err(unproven(&self.peer));
+        }
+        Ok(bytes)
+    }
+
+    /// The frames of a streamed answer.
+    pub(crate) fn frames(self) -> FrameReader<BodyDataStream<Incoming>> {
+        FrameReader::new(self.body.into_data_stream())
+    }
+}
+
 /// A body that is wholly here.
 pub(crate) fn whole(bytes: Bytes) -> OutBody {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
+fn unproven(peer: &HostPort) -> Failure {
+    let message = format!(
+        "the answer of {peer} carries no proof of the cluster key: is another program listening there?"
+    );
+    Failure::new(Status::Unknown, message)
+}
+
+/// Whether a handshake failed for a certificate, ours or theirs.
+fn is_about_certificates(error: &rustls::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    match error {
+        rustls::Error::InvalidCertificate(_) => true,
+        rustls::Error::AlertReceived(alert) => matches!(
+            alert,
+            Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::CertificateRequired
+        ),
+        _ => false,
+    }
+}
+
+/// What it means that no answer came.
+fn unanswered(peer: &HostPort, error: &hyper_util::client::legacy::Error) -> Failure {
+    // Only a connection that never stood proves that nothing was sent.
+    let mut status = if error.is_connect() { Status::Retry } else { Status::Unknown };
+    let cause = root_cause(error);
+    let mut text = cause.to_string();
+    if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+        if is_about_certificates(error) {
+            // Whoever says so has not looked at the call.
+            status = Status::Denied;
+            text = format!(
+                "{text}; are both certificates from the cluster's authority, for these names, and in date?"
+            );
+        }
+    }
+    Failure::new(status, format!("no answer from {peer}: {text}"))
+}
+
 /// What a status other than 200 means: the call was turned away before it had an effect.
-async fn refused(peer: &HostPort, status: StatusCode, response: Response<Incoming>) -> Failure {
-    /// Bytes of a refusal's text at most.
-    const TEXT_BYTES_MAX: usize = 1024;
-    let text = http_body_util::Limited::new(response.into_body(), TEXT_BYTES_MAX).collect().await;
-    let text = text.map(|text| text.to_bytes()).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
+async fn refused(
+    peer: &HostPort,
+    status: StatusCode,
+    is_proven: bool,
+    response: Response<Incoming>,
+) -> Failure {
+    let mut body = Limited::new(response.into_body(), REFUSAL_BYTES_MAX).into_data_stream();
+    let text = match timeout(RPC_DEADLINE, body.next()).await {
+        Ok(Some(Ok(text))) => String::from_utf8_lossy(&text).into_owned(),
+        _ => String::new(),
+    };
     let meaning = match status {
-        StatusCode::UNAUTHORIZED => Status::Denied,
-        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Status::Invalid,
-        StatusCode::SERVICE_UNAVAILABLE => Status::Retry,
-        StatusCode::REQUEST_TIMEOUT => Status::Retry,
-        _ => Status::Internal,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Status::Denied,
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE if is_proven => Status::Invalid,
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT => Status::Retry,
+        // The role does not run there, or not yet.
+        StatusCode::NOT_FOUND => Status::Retry,
+        _ if is_proven => Status::Internal,
+        _ => Status::Unknown,
     };
     Failure::new(meaning, format!("{peer} answered {}: {text}", status.as_u16()))
 }
 
 /// The innermost error: the outer ones say only that a request failed.
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause<'e>(error: &'e (dyn std::error::Error + 'static)) -> &'e (dyn std::error::Error + 'static) {
     let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
+    loop {
+        // An I/O error hides the one it was made of from `source`.
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner = inner.map(|inner| inner as &(dyn std::error::Error + 'static));
+        match inner.or_else(|| cause.source()) {
+            Some(next) => cause = next,
+            None => return cause,
+        }
     }
-    cause.to_string()
 }

@@ -387,7 +387,7 @@ impl Cluster {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has a port");
             addresses.insert(node.id, listener.local_addr().expect("it is bound").into());
             let router = datanode_router(node.clone(), Verifier::new(key.clone()));
-            tokio::spawn(serve(listener, router, std::future::pending()));
+            tokio::spawn(serve(listener, None, router, std::future::pending()));
         }
         let transport = Transport::new(key);
         let datanodes = Datanodes::new(Box::new(move |datanode| {

@@ -7,17 +7,23 @@ use std::sync::atomic::Ordering;
 
 use client::service::CallError;
 use meta::OmConfig;
-use support::{FakeScm, Rig, config, entry, key, until, user};
+use support::{FakeScm, Rig, bucket_ref, config, entry, key, until, user};
 use tempfile::TempDir;
 use wire::block::{
     BlockOperation, ContainerLocation, DatanodeAddress, ReplicaLocation, Replication, TokenKey,
 };
 use wire::checksum::Etag;
-use wire::ids::DatanodeId;
+use wire::ids::{DatanodeId, LocalId};
+use wire::names::BucketName;
 use wire::om::{
     CompleteUpload, CompletedPart, CopyKey, DegradeBlocks, DeleteBucket, DeleteKeys, EndSession, GetBucket,
     GetLayout, GetSigningKey, ListItem, ListKeys, ListParts, PutUser, RefreshLocations, Rejection,
-    RenewSession, RetainAccessKeys, Secret, SignV2, StorageClass, TakeLoan, WriteCondition,
+    ReleaseBlocks, RenewSession, RetainAccessKeys, Secret, SignV2, StorageClass, TakeLoan, UserId,
+    WriteCondition,
+};
+use wire::operator::{
+    CreateNamespaceBucket, CreateVolume, GetGroup, GetOmOverview, ListContainerKeys, ListNamespaceBuckets,
+    ListVolumes, Quota, SetDefaultReplication, WhereKey,
 };
 use wire::scm::Degraded;
 use wire::status::Status;
@@ -432,5 +438,98 @@ async fn locations_are_remembered_until_a_reader_asks_anew() {
     assert_eq!(rig.call(refresh).await.unwrap(), [at(6)]);
     assert_eq!(read(&rig).await, [at(6)]);
     assert_eq!(scm.state.lock().located, 2);
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_empty_container_goes_once_nothing_names_it() {
+    let dir = TempDir::new().unwrap();
+    let scm = Arc::new(FakeScm::default());
+    let mut rig = Rig::open(&dir, scm.clone()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(4).await;
+    rig.put(&bucket, "k", vec![entry(&loan, 0, 10)]).await;
+    scm.state.lock().closed.insert(loan.container);
+    let lease = scm.state.lock().leases[0].id;
+    until("the lease is returned", || scm.state.lock().returned.contains(&lease)).await;
+    let done = |om: &meta::Om| {
+        let worker =
+            om.status().unwrap().workers.into_iter().find(|worker| worker.name == "container retirement");
+        worker.unwrap().last_turn_ms
+    };
+    let context = rig.context();
+    rig.call(ReleaseBlocks { context, blocks: Vec::new(), loan: Some(loan.id) }).await.unwrap();
+    until("the ids not used are gone", || scm.state.lock().deleted.len() == 3).await;
+    let before = done(&rig.om);
+    until("the worker has looked", || done(&rig.om) > before).await;
+    assert!(scm.state.lock().retired.is_empty(), "a key lies there");
+    scm.state.lock().lost_answers = 2;
+    let context = rig.context();
+    let keys = vec![(key("k"), WriteCondition::None)];
+    rig.call(DeleteKeys { context, bucket, keys }).await.unwrap();
+    until("scm is told", || scm.state.lock().retired.contains(&loan.container)).await;
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
+async fn operators_see_namespace_keys_and_containers() {
+    let dir = TempDir::new().unwrap();
+    let three = OmConfig { default_replication: Replication::Three, ..config(&dir) };
+    let mut rig = Rig::open_with(three, Arc::default()).await;
+    let name = |name: &str| BucketName::new(name).unwrap();
+    let quota = Quota { bytes: Some(100), count: None };
+    let alice = || UserId("alice".into());
+    for _ in 0..2 {
+        rig.call(CreateVolume { name: name("hive"), owner: alice(), quota }).await.unwrap();
+        let bucket = CreateNamespaceBucket {
+            volume: name("hive"),
+            name: name("tables"),
+            owner: alice(),
+            quota: Quota::default(),
+            source: None,
+        };
+        rig.call(bucket.clone()).await.unwrap();
+        let source = Some((name("hive"), name("tables")));
+        let link = CreateNamespaceBucket { volume: name("s3v"), name: name("shown"), source, ..bucket };
+        rig.call(link).await.unwrap();
+    }
+    let mut info = rig.call(GetBucket { name: name("shown") }).await.unwrap();
+    while info.replication != Replication::Three {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        info = rig.call(GetBucket { name: name("shown") }).await.unwrap();
+    }
+    let bucket = bucket_ref(info);
+    let loan = rig.loan(4).await;
+    rig.put(&bucket, "k", vec![entry(&loan, 0, 60), entry(&loan, 1, 30)]).await;
+    let large = rig.commit_request(&bucket, "large", vec![entry(&loan, 2, 50)]);
+    let refused = rejected(rig.call(large).await);
+    assert!(matches!(refused, Rejection::QuotaExceeded { limit: 100, wanted: 140, .. }), "{refused}");
+
+    let place = rig.call(WhereKey { bucket: name("shown"), key: key("k"), from: 70 }).await.unwrap();
+    assert_eq!((place.start, place.entries), (60, vec![entry(&loan, 1, 30)]));
+    let keys = ListContainerKeys { container: loan.container, after: LocalId(0), max: 1 };
+    let page = rig.call(keys).await.unwrap();
+    assert!(page.is_truncated);
+    assert_eq!(page.blocks[0].bucket.as_deref(), Some("hive/tables"));
+    assert_eq!(page.blocks[0].key.as_deref(), Some("k"));
+    let volumes = ListVolumes { owner: Some(alice()), after: String::new(), max: 10 };
+    let volumes = rig.call(volumes).await.unwrap();
+    assert_eq!((volumes.len(), volumes[0].used_bytes, volumes[0].quota), (1, 90, quota));
+    let buckets = ListNamespaceBuckets { volume: name("s3v"), after: String::new(), max: 10 };
+    let buckets = rig.call(buckets).await.unwrap();
+    assert_eq!((buckets.len(), buckets[0].keys, buckets[0].used_bytes), (1, 1, 90));
+    let overview = rig.call(GetOmOverview {}).await.unwrap();
+    assert_eq!((overview.volumes, overview.buckets, overview.keys, overview.bytes), (2, 2, 1, 90));
+    assert_eq!(overview.default_replication, Replication::Three);
+    let group = rig.call(GetGroup {}).await.unwrap();
+    assert_eq!((group.group.as_str(), group.leader), ("om", Some(1)));
+
+    // An operator's choice outlives the configuration's.
+    let choice = SetDefaultReplication { bucket: None, replication: Some(Replication::One) };
+    rig.call(choice).await.unwrap();
+    rig.om.shutdown().await;
+    let three = OmConfig { default_replication: Replication::Three, ..config(&dir) };
+    let rig = Rig::open_with(three, Arc::default()).await;
+    assert_eq!(rig.call(GetBucket { name: name("shown") }).await.unwrap().replication, Replication::One);
     rig.om.shutdown().await;
 }

@@ -1,6 +1,7 @@
 //! An SCM in memory and an OM over it, for tests of the whole service.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -46,6 +47,8 @@ pub(crate) struct FakeState {
     pub(crate) located: u32,
     /// Members of the next pipelines: those not to be avoided are taken.
     pub(crate) datanodes: Vec<DatanodeId>,
+    /// Containers that OM declared empty.
+    pub(crate) retired: BTreeSet<ContainerId>,
     /// Containers that were degraded.
     pub(crate) degraded: Vec<ContainerId>,
     /// Answers to the next calls of LogDeletions that get lost after they were logged.
@@ -121,7 +124,19 @@ impl ScmService for FakeScm {
                 state.degraded.push(request.container);
                 Ok(ScmReply::DegradeContainer(Degraded::Accepted))
             }
-            ScmRequest::ListRetirable(_) => Ok(ScmReply::ListRetirable(Vec::new())),
+            ScmRequest::ListRetirable(request) => {
+                let closed = state.closed.iter().filter(|id| **id > request.after);
+                let left = closed.filter(|id| !state.retired.contains(id)).copied();
+                Ok(ScmReply::ListRetirable(left.take(request.max as usize).collect()))
+            }
+            ScmRequest::RetireContainer(request) => {
+                if state.lost_answers > 0 {
+                    state.lost_answers -= 1;
+                    return Err(Failure::new(Status::Unknown, "the call was lost"));
+                }
+                state.retired.insert(request.container);
+                Ok(ScmReply::RetireContainer(()))
+            }
             other => panic!("om asked scm {}", other.name()),
         }
     }
@@ -133,6 +148,7 @@ pub(crate) fn config(dir: &TempDir) -> OmConfig {
         lease_interval_ms: 10,
         deletion_interval_ms: 10,
         work_interval_ms: 10,
+        retire_interval_ms: 10,
         delete_grace_ms: 50,
         ..OmConfig::new(dir.path().join("om"), ClusterId(uuid::Uuid::from_u128(7)), [3; 32])
     }

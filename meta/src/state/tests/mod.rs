@@ -30,11 +30,19 @@ pub(crate) struct Core {
     state: OmState,
     pub(crate) index: u64,
     pub(crate) now_ms: u64,
+    /// All that was applied one by one, with its time and reply.
+    pub(crate) history: Vec<(u64, Command, Reply)>,
 }
 
 impl Core {
     pub(crate) fn new() -> Self {
-        Self { store: MemoryStore::new(TABLES), state: OmState::default(), index: 0, now_ms: 1_000_000 }
+        Self {
+            store: MemoryStore::new(TABLES),
+            state: OmState::default(),
+            index: 0,
+            now_ms: 1_000_000,
+            history: Vec::new(),
+        }
     }
 
     pub(crate) fn view(&self) -> ReadView {
@@ -44,14 +52,35 @@ impl Core {
     /// Applies a command in a batch of its own, from its bytes as a replica would.
     pub(crate) fn apply(&mut self, command: impl Into<Command>) -> Reply {
         self.index += 1;
-        let bytes = command.into().encode(self.now_ms);
+        let command = command.into();
+        let bytes = command.encode(self.now_ms);
         let entry = Entry { index: self.index, term: 1, command: &bytes };
         let state = &mut self.state;
-        self.store.write(|batch| {
+        let reply = self.store.write(|batch| {
             batch.begin_entry();
             let reply = state.apply(batch, entry).expect("memory does not fail");
             state.finish_batch(batch).expect("memory does not fail");
             reply
+        });
+        self.history.push((self.now_ms, command, reply.clone()));
+        reply
+    }
+
+    /// Applies commands in one batch, as a replica that is behind would.
+    pub(crate) fn apply_batch(&mut self, commands: &[(u64, Command)]) -> Vec<Reply> {
+        let (state, index) = (&mut self.state, &mut self.index);
+        self.store.write(|batch| {
+            let apply = |(now_ms, command): &(u64, Command)| {
+                *index += 1;
+                batch.begin_entry();
+                let bytes = command.encode(*now_ms);
+                state
+                    .apply(batch, Entry { index: *index, term: 1, command: &bytes })
+                    .expect("memory does not fail")
+            };
+            let replies = commands.iter().map(apply).collect();
+            state.finish_batch(batch).expect("memory does not fail");
+            replies
         })
     }
 
@@ -91,6 +120,10 @@ impl Core {
     }
 
     pub(crate) fn add_lease(&mut self, id: u64, container: u64, count: u64) {
+        self.add_lease_from(id, container, 1, count);
+    }
+
+    pub(crate) fn add_lease_from(&mut self, id: u64, container: u64, first: u64, count: u64) {
         let pipeline = Pipeline {
             id: PipelineId(container),
             replication: Replication::One,
@@ -100,7 +133,7 @@ impl Core {
             id: LeaseId(id),
             container: ContainerId(container),
             generation: Generation(1),
-            first: LocalId(1),
+            first: LocalId(first),
             count,
             pipeline,
         };

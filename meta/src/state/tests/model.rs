@@ -4,19 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use wire::block::{BlockEntry, Replication};
-use wire::ids::{BlockId, LeaseId, LoanId, LocalId, SessionId, WriteId};
+use wire::ids::{BlockId, ContainerId, LeaseId, LoanId, LocalId, SessionId, WriteId};
 use wire::limits::PART_BYTES_MIN;
 use wire::names::KeyName;
 use wire::om::{
     AbortUpload, BucketRef, CompleteUpload, CompletedPart, CopyKey, CreateBucket, CreateUpload, DeleteKeys,
     ReleaseBlocks, StorageClass, UserId, WriteCondition, WriteContext,
 };
+use wire::operator::{Quota, SetBucketQuota, SetVolume};
 
 use super::{Core, block_id, bucket_ref, commit_key, commit_part, entry_of, etag_of_size, invariants, user};
 use crate::command::{self, Command};
-use crate::schema::LOAN;
+use crate::schema::{LEASE, LOAN, LeaseRow};
+use crate::state::bucket::s3_volume;
 use crate::state::loan::first_of;
-use crate::state::{Reply, RowsExt, key};
+use crate::state::{Reply, RowsExt, key, lease};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -34,6 +36,9 @@ enum Op {
     Repeat { back: u8 },
     Work { steps: u8, after_grace: bool },
     Handover,
+    Quota { bytes: Option<u8>, count: Option<u8>, of_volume: bool },
+    Retire { container: u8 },
+    Lease { container: u8 },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -59,6 +64,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => (0u8..10).prop_map(|back| Op::Repeat { back }),
         3 => (1u8..5, any::<bool>()).prop_map(|(steps, after_grace)| Op::Work { steps, after_grace }),
         1 => Just(Op::Handover),
+        1 => (proptest::option::of(0u8..90), proptest::option::of(0u8..5), any::<bool>())
+            .prop_map(|(bytes, count, of_volume)| Op::Quota { bytes, count, of_volume }),
+        1 => (1u8..5).prop_map(|container| Op::Retire { container }),
+        1 => (1u8..5).prop_map(|container| Op::Lease { container }),
     ];
     proptest::collection::vec(op, 1..80)
 }
@@ -118,6 +127,14 @@ impl World {
         self.sessions[usize::from(second)]
     }
 
+    /// One that has ids left.
+    fn lease(&self, choice: u16) -> LeaseId {
+        let leases = self.core.view().rows::<LeaseRow>(LEASE, &[], None, 1000).unwrap();
+        let good: Vec<_> = leases.into_iter().filter(|(_, row)| row.left() > 0).collect();
+        let chosen = &good[usize::from(choice) % good.len()].0;
+        LeaseId(u64::from_be_bytes(*chosen.last_chunk().unwrap()))
+    }
+
     fn take(&mut self, session: SessionId, count: u8, length: u64) -> Vec<BlockEntry> {
         let held = self.held.entry(session).or_default();
         let taken = held.split_off(held.len().saturating_sub(usize::from(count)));
@@ -137,7 +154,7 @@ impl World {
             Op::Loan { session, count } => {
                 let session = self.session(session);
                 let context = self.context(session);
-                let lease = LeaseId(1 + u64::from(count % 2));
+                let lease = self.lease(count);
                 if let Reply::Lent(lent) = self.run(command::TakeLoan { context, lease, count }) {
                     self.loans.insert(session, lent.id);
                     let locals = lent.first.0..lent.first.0 + u64::from(lent.count);
@@ -206,7 +223,7 @@ impl World {
                 let at = self.history.len().checked_sub(1 + usize::from(back));
                 let Some((command, reply)) = at.and_then(|at| self.history.get(at).cloned()) else { return };
                 let again = self.core.apply(command.clone());
-                let is_numbered = command.kind() == 6 || command.kind() == 7 || command.kind() >= 15;
+                let is_numbered = matches!(command.kind(), 6 | 7 | 15..=23);
                 let is_gone = matches!(
                     again,
                     Reply::Rejected(wire::om::Rejection::SessionEnded | wire::om::Rejection::Forgotten)
@@ -220,10 +237,43 @@ impl World {
                     let before = if after_grace { u64::MAX } else { 0 };
                     let next = crate::state::work::next_due(&self.core.view(), before, &|_| false).unwrap();
                     let Some(row_key) = next else { return };
+                    let before = invariants::going_with_their_container(&self.core.view());
                     self.core.apply(command::WorkOff { row_key: row_key.into() });
+                    self.gone += before - invariants::going_with_their_container(&self.core.view());
                 }
             }
             Op::Handover => self.gone += self.core.hand_over() as usize,
+            Op::Quota { bytes, count, of_volume } => {
+                let quota = Quota { bytes: bytes.map(u64::from), count: count.map(u64::from) };
+                let volume = s3_volume();
+                match of_volume {
+                    true => {
+                        let quota = Some(Quota { count: None, ..quota });
+                        self.run(SetVolume { name: volume, owner: None, quota })
+                    }
+                    false => self.run(SetBucketQuota { volume, name: self.bucket.name.clone(), quota }),
+                };
+            }
+            Op::Retire { container } => {
+                let container = ContainerId(u64::from(container));
+                let retired = self.run(command::RetireContainer { container });
+                let view = self.core.view();
+                assert_eq!(retired == Reply::Worked(1), lease::is_retired(&view, container).unwrap());
+                if retired == Reply::Worked(1) {
+                    assert!(lease::is_retirable(&view, container).unwrap(), "nothing names it");
+                }
+            }
+            // Small ones, so that they are used up; ended ones go.
+            Op::Lease { container } => {
+                let id = self.core.index + 100;
+                self.core.add_lease_from(id, u64::from(container), 10_000 + 10 * id, 5);
+                let leases = self.core.view().rows::<LeaseRow>(LEASE, &[], None, 1000).unwrap();
+                let ended = leases.iter().filter(|(_, row)| row.is_ended);
+                let ended =
+                    ended.map(|(row_key, _)| LeaseId(u64::from_be_bytes(*row_key.last_chunk().unwrap())));
+                let ended: Vec<LeaseId> = ended.collect();
+                self.run(command::DropLeases { leases: ended });
+            }
             op => self.step_multipart(op),
         }
     }
@@ -299,6 +349,24 @@ impl World {
     fn check(&self) {
         invariants::check(&self.core.view(), &self.lent, self.gone);
     }
+
+    /// Another replica applies the same commands in other batches: the same rows, the same replies.
+    fn check_batches(&self, sizes: &[usize]) {
+        let mut other = Core::new();
+        let mut sizes = sizes.iter().cycle();
+        let mut rest = self.core.history.as_slice();
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(*sizes.next().unwrap()));
+            let commands: Vec<(u64, Command)> =
+                now.iter().map(|(now_ms, command, _)| (*now_ms, command.clone())).collect();
+            let replies = other.apply_batch(&commands);
+            for (reply, (_, command, expected)) in replies.iter().zip(now) {
+                assert_eq!(reply, expected, "{command:?}");
+            }
+            rest = later;
+        }
+        assert_eq!(other.store.state_hash(), self.core.store.state_hash(), "the same rows");
+    }
 }
 
 fn name(key: u8) -> String {
@@ -313,13 +381,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn no_block_is_lost_or_held_twice(ops in ops()) {
+    fn no_block_is_lost_or_held_twice(ops in ops(), sizes in proptest::collection::vec(1usize..30, 1..8)) {
         let mut world = World::new();
         for op in ops {
             world.step(op);
             world.check();
         }
         // At the end everything is given up: every id lent is gone.
+        world.step(Op::Quota { bytes: None, count: None, of_volume: true });
         for key in 0..5 {
             let session = world.session(false);
             world.step(Op::Delete { session: session == world.session(true), keys: vec![key] });
@@ -333,9 +402,11 @@ proptest! {
         }
         world.step(Op::End { session: false });
         world.step(Op::End { session: true });
+        let before = invariants::going_with_their_container(&world.core.view());
         world.core.work_off(true);
-        world.gone += world.core.hand_over() as usize;
+        world.gone += before + world.core.hand_over() as usize;
         world.check();
+        world.check_batches(&sizes);
         prop_assert_eq!(world.gone, world.lent.len());
         prop_assert!(!world.core.view().rows::<crate::schema::BlockRow>(crate::schema::BLOCK, &[], None, 1)
             .unwrap().iter().any(|_| true));

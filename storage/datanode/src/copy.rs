@@ -482,14 +482,14 @@ impl CopyFile {
         let (id, end) = (self.id(), self.position);
         let failed = |error| self.disk.io_failed("finish a copy", error);
         self.file.set_length(end).map_err(failed)?;
-        self.disk.sync("sync a copy", id, || self.file.sync_all())?;
+        self.sync()?;
         wire::failpoint::hit("datanode_copy_synced");
         if !wire::planted::is_on("copy_without_verify") {
             self.verify()?;
         }
         let seal = encode_seal(&self.header, end, self.head.deletion_done);
         self.file.write_at(PAGE_BYTES, &[&seal]).map_err(failed)?;
-        self.disk.sync("seal a copy", id, || self.file.sync_all())?;
+        self.sync()?;
         self.file.drop_cached().map_err(failed)?;
         let page = self.read_back(PAGE_BYTES, PAGE_BYTES as usize)?;
         if decode_seal(&page, &self.header).is_none() {
@@ -497,6 +497,15 @@ impl CopyFile {
         }
         wire::failpoint::hit("datanode_copy_sealed");
         self.install(end)
+    }
+
+    /// Beside the syncs of other files: this one takes longer, and nothing else is acknowledged by it.
+    fn sync(&self) -> Result<(), BlockError> {
+        self.disk.check(self.id())?;
+        self.file.sync_all().map_err(|error| {
+            self.disk.fail("sync a copy", &error);
+            BlockError::DiskFailed(self.id())
+        })
     }
 
     fn read_back(&self, offset: u64, length: usize) -> Result<Vec<u8>, BlockError> {
@@ -538,15 +547,19 @@ impl CopyFile {
     fn install(mut self, end: u64) -> Result<(), BlockError> {
         let (id, node, disk) = (self.id(), self.node.clone(), self.disk.clone());
         let failed = |error| disk.io_failed("name a copy", error);
-        let _creating = node.creating.lock();
-        node.copies.check(id)?;
-        if let Some(older) = node.older_than(id, self.header.generation)? {
-            node.drop_replica(&older)?;
+        {
+            let _creating = node.creating.lock();
+            node.copies.check(id)?;
+            if let Some(older) = node.older_than(id, self.header.generation)? {
+                node.drop_replica(&older)?;
+            }
+            disk.io.rename(&copy_name(id), &file_name(id)).map_err(failed)?;
+            self.is_named = true;
+            disk.io.sync_names().map_err(failed)?;
         }
-        disk.io.rename(&copy_name(id), &file_name(id)).map_err(failed)?;
-        self.is_named = true;
-        disk.io.sync_names().map_err(failed)?;
         wire::failpoint::hit("datanode_copy_named");
+        // Rows may take seconds, and other containers need not wait: nobody makes or drops one of this id while its copy
+        // counts as under way.
         let state = State {
             next_offset: end,
             zeroed_end: end,
@@ -579,15 +592,17 @@ impl CopyFile {
 /// Writes a copy's rows into the index.
 fn enter(container: &Arc<Container>, extents: &[(LocalId, Extent)]) -> Result<(), BlockError> {
     let (id, disk) = (container.id(), &container.disk);
-    let _writer = disk.index_writer.lock();
-    let purge = IndexBatch { purge: vec![id], ..IndexBatch::default() };
-    disk.flush_index_with(purge, false, None)?;
+    let commit = |batch, is_durable| {
+        let _writer = disk.index_writer.lock();
+        disk.flush_index_with(batch, is_durable, None)
+    };
+    commit(IndexBatch { purge: vec![id], ..IndexBatch::default() }, false)?;
     for rows in extents.chunks(ROWS_PER_COMMIT) {
         let put_blocks = rows.iter().map(|(local, extent)| (id, *local, *extent)).collect();
-        disk.flush_index_with(IndexBatch { put_blocks, ..IndexBatch::default() }, false, None)?;
+        commit(IndexBatch { put_blocks, ..IndexBatch::default() }, false)?;
     }
     let row = container.row(&container.state.lock(), None);
-    disk.flush_index_with(IndexBatch { put_containers: vec![(id, row)], ..IndexBatch::default() }, true, None)
+    commit(IndexBatch { put_containers: vec![(id, row)], ..IndexBatch::default() }, true)
 }
 
 impl Drop for CopyFile {

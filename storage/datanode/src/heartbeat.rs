@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use client::service::{Datanodes, ScmService, call_scm};
+use tokio::sync::mpsc;
 use wire::block::{DatanodeAddress, Replication};
 use wire::ids::{ContainerId, Generation};
 use wire::scm::{
@@ -37,17 +38,30 @@ const PROBE_MS: u64 = 10_000;
 /// How often closing containers and deferred punches are looked at.
 const HOUSEKEEPING_MS: u64 = 1000;
 
+/// Commands that wait at most. SCM repeats what is left out.
+const COMMANDS_MAX: usize = 1024;
+
+/// What SCM commands, on its way to the one who does it: dropping a replica may take longer than SCM waits for a
+/// heartbeat.
+pub(crate) fn commands() -> (mpsc::Sender<DatanodeCommand>, mpsc::Receiver<DatanodeCommand>) {
+    mpsc::channel(COMMANDS_MAX)
+}
+
 /// Registers, then beats until the node stops.
-pub(crate) async fn report_loop(node: Arc<Node>, scm: Arc<dyn ScmService>, datanodes: Arc<Datanodes>) {
+pub(crate) async fn report_loop(
+    node: Arc<Node>,
+    scm: Arc<dyn ScmService>,
+    commands: mpsc::Sender<DatanodeCommand>,
+) {
     let mut interval_ms = INTERVAL_FIRST_MS;
     let mut is_registered = false;
     let mut is_warned = false;
     let mut memory = Memory::default();
     while !node.is_stopping() {
         let outcome = if is_registered {
-            beat(&node, &*scm, &datanodes, &mut memory).await
+            beat(&node, &*scm, &commands, &mut memory).await
         } else {
-            register(&node, &*scm, &datanodes, &mut interval_ms, &mut memory).await
+            register(&node, &*scm, &commands, &mut interval_ms, &mut memory).await
         };
         match outcome {
             Ok(stays) => {
@@ -77,14 +91,14 @@ pub(crate) async fn report_loop(node: Arc<Node>, scm: Arc<dyn ScmService>, datan
 struct Memory {
     /// When all was told, on the steady clock.
     full_at_ns: u64,
-    /// Disks whose replicas were told to be lost.
-    failed: BTreeSet<String>,
+    /// Disks, by their place in the list, whose replicas were told to be lost.
+    failed: BTreeSet<usize>,
 }
 
 async fn register(
     node: &Arc<Node>,
     scm: &dyn ScmService,
-    datanodes: &Arc<Datanodes>,
+    commands: &mpsc::Sender<DatanodeCommand>,
     interval_ms: &mut u64,
     memory: &mut Memory,
 ) -> Result<bool, Failure> {
@@ -110,7 +124,7 @@ async fn register(
     *node.keys.write() = Arc::new(answer.token_keys);
     node.is_registered.send_replace(true);
     tracing::info!(datanode = %node.id, "registered with SCM");
-    obey(node, datanodes, answer.commands).await;
+    pass_on(node, commands, answer.commands);
     Ok(true)
 }
 
@@ -118,18 +132,18 @@ async fn register(
 async fn beat(
     node: &Arc<Node>,
     scm: &dyn ScmService,
-    datanodes: &Arc<Datanodes>,
+    commands: &mpsc::Sender<DatanodeCommand>,
     memory: &mut Memory,
 ) -> Result<bool, Failure> {
     let now_ns = wire::clock::steady_ns();
     let is_full = now_ns.saturating_sub(memory.full_at_ns) > FULL_REPORT_MS * 1_000_000;
-    // Looked at first: a disk that has failed by now has its replicas in this report.
+    // Looked at first: a disk that is found to have failed has its replicas in this report.
     let disks = node.disk_reports();
-    let failed: BTreeSet<String> =
-        disks.iter().filter(|disk| disk.is_failed).map(|disk| disk.path.clone()).collect();
-    for path in failed.difference(&memory.failed) {
+    let failed: BTreeSet<usize> =
+        (0..node.disks.len()).filter(|number| node.disks[*number].is_failed()).collect();
+    for number in failed.difference(&memory.failed) {
         let containers = node.containers.read();
-        let lost = containers.values().filter(|container| container.disk.io.name() == *path);
+        let lost = containers.values().filter(|container| Arc::ptr_eq(&container.disk, &node.disks[*number]));
         lost.for_each(|container| node.changes.add(container.id()));
     }
     let changed = node.changes.take();
@@ -157,7 +171,7 @@ async fn beat(
     if !answer.token_keys.is_empty() {
         *node.keys.write() = Arc::new(answer.token_keys);
     }
-    obey(node, datanodes, answer.commands).await;
+    pass_on(node, commands, answer.commands);
     Ok(!answer.register_again)
 }
 
@@ -168,8 +182,21 @@ impl Node {
     }
 }
 
-async fn obey(node: &Arc<Node>, datanodes: &Arc<Datanodes>, commands: Vec<DatanodeCommand>) {
-    for command in commands {
+fn pass_on(node: &Node, queue: &mpsc::Sender<DatanodeCommand>, commands: Vec<DatanodeCommand>) {
+    for command in commands.into_iter().filter(|command| node.accepts_term(command)) {
+        // A full queue is no loss: SCM says it again.
+        let _ = queue.try_send(command);
+    }
+}
+
+/// Does what SCM commands, one after the other.
+pub(crate) async fn command_loop(
+    node: Arc<Node>,
+    datanodes: Arc<Datanodes>,
+    mut queue: mpsc::Receiver<DatanodeCommand>,
+) {
+    while let Some(command) = queue.recv().await {
+        // Again, since it has waited.
         if !node.accepts_term(&command) {
             continue;
         }

@@ -152,9 +152,11 @@ impl Datanode {
     /// Spawns the loops that report to SCM, do what it says, and keep house. Replicas are copied from `datanodes`. Call
     /// once, inside a runtime.
     pub fn start(&self, scm: Arc<dyn ScmService>, datanodes: Arc<Datanodes>) {
-        let report = task::spawn(heartbeat::report_loop(self.node.clone(), scm, datanodes));
+        let (commands, queue) = heartbeat::commands();
+        let report = task::spawn(heartbeat::report_loop(self.node.clone(), scm, commands));
+        let obey = task::spawn(heartbeat::command_loop(self.node.clone(), datanodes, queue));
         let keep = task::spawn(heartbeat::housekeeping_loop(self.node.clone()));
-        self.node.tasks.lock().extend([report, keep]);
+        self.node.tasks.lock().extend([report, obey, keep]);
     }
 
     /// Waits until SCM has taken the datanode in: before that it has no token keys and refuses every call.

@@ -330,6 +330,50 @@ fn a_file_that_is_gone_is_a_lost_replica_until_it_is_dropped() {
 }
 
 #[test]
+fn a_replica_copied_anew_beats_the_one_on_a_disk_that_comes_back() {
+    simulated(9, async {
+        let (mut rig, two) = two_disks().await;
+        let (_, two_id) = spread(&rig, &two).await;
+        let data = pattern(two_id, 300_000);
+        let source = Rig::new().await;
+        let entry = source.write(two_id, 1, &data).await.unwrap();
+        source.command(two_id, DatanodeAction::Close).await;
+        source.until(|rig| rig.report_of(two_id).unwrap().is_sealed).await;
+        two.set_faults(Faults { next_sync_fails: true, ..Faults::default() });
+        assert!(rig.write(two_id, 2, b"never acknowledged").await.is_err());
+        is_told(&rig, two_id, ReplicaCondition::Lost).await;
+        let address = wire::block::DatanodeAddress { id: source.datanode.id(), address: None };
+        rig.datanodes.insert(address.id, Arc::new(source.datanode.clone()));
+        let mut order = rig.make_command(
+            two_id,
+            DatanodeAction::CopyReplica {
+                source: address,
+                source_generation: Generation(1),
+                token: rig.token(wire::block::BlockOperation::CopyReplica, two_id),
+                bytes_per_second: 0,
+            },
+        );
+        order.generation = Generation(2);
+        rig.scm.command(vec![order]);
+        is_told(&rig, two_id, ReplicaCondition::CopyVerified).await;
+        assert_eq!(rig.read(&entry, 0, 300_000).await.unwrap(), data);
+        for _ in 0..2 {
+            rig.datanode.shutdown().await;
+            rig.disk.kill();
+            two.kill();
+            two.set_faults(Faults::default());
+            reopen(&mut rig, &[&two]).await.unwrap();
+            let reports: Vec<_> = rig.datanode.report().1;
+            let of_it: Vec<_> =
+                reports.iter().filter(|report| report.container == ContainerId(two_id)).collect();
+            assert_eq!(of_it.len(), 1);
+            assert_eq!(of_it[0].generation, Generation(2));
+            assert_eq!(rig.read(&entry, 0, 300_000).await.unwrap(), data);
+        }
+    });
+}
+
+#[test]
 fn commands_for_what_was_never_here_end() {
     simulated(8, async {
         let mut rig = Rig::new().await;

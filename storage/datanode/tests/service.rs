@@ -341,28 +341,31 @@ async fn a_full_disk_refuses_writes_and_goes_on_reading_and_deleting() {
     assert!(!rig.datanode.report().0[0].is_failed);
 }
 
-#[tokio::test]
-async fn a_disk_that_others_have_filled_still_deletes() {
-    use platform::disk::DiskIo;
-    let mut rig = Rig::with(|config| config.reserve_bytes = 32 << 20).await;
-    let mut entries = Vec::new();
-    for local in 0..20 {
-        entries.push(rig.write(1, local, &[3; 100_000]).await.unwrap());
-    }
-    rig.until(|rig| rig.disk.contents("ballast").is_some_and(|bytes| !bytes.is_empty())).await;
-    let room = rig.disk.room().unwrap();
-    let used = room.capacity - room.available;
-    rig.disk.set_capacity(used);
-    let blocks = entries[..19].iter().map(|entry| entry.block.local).collect();
-    rig.command(1, DatanodeAction::DeleteBlocks { transaction: 1, blocks }).await;
-    rig.until(|rig| rig.datanode.report().1[0].deletion_done == 1).await;
-    assert_eq!(rig.read(&entries[19], 0, 3).await.unwrap(), [3; 3]);
-    let refused = rig.write(2, 0, &[1; 100_000]).await.unwrap_err();
-    assert_eq!(refused.status, Status::DiskFull);
-    rig.disk.set_capacity(room.capacity);
-    rig.write(2, 0, &[1; 100_000]).await.unwrap();
-    rig.restart(false).await;
-    assert_eq!(rig.read(&entries[19], 0, 3).await.unwrap(), [3; 3]);
+#[test]
+fn a_disk_that_others_have_filled_still_deletes() {
+    // In one thread: nothing is being written while the disk shrinks.
+    rig::simulated(1, async {
+        use platform::disk::DiskIo;
+        let mut rig = Rig::with(|config| config.reserve_bytes = 32 << 20).await;
+        let mut entries = Vec::new();
+        for local in 0..20 {
+            entries.push(rig.write(1, local, &[3; 100_000]).await.unwrap());
+        }
+        rig.until(|rig| rig.disk.contents("ballast").is_some_and(|bytes| !bytes.is_empty())).await;
+        let room = rig.disk.room().unwrap();
+        let used = room.capacity - room.available;
+        rig.disk.set_capacity(used);
+        let blocks = entries[..19].iter().map(|entry| entry.block.local).collect();
+        rig.command(1, DatanodeAction::DeleteBlocks { transaction: 1, blocks }).await;
+        rig.until(|rig| rig.datanode.report().1[0].deletion_done == 1).await;
+        assert_eq!(rig.read(&entries[19], 0, 3).await.unwrap(), [3; 3]);
+        let refused = rig.write(2, 0, &[1; 100_000]).await.unwrap_err();
+        assert_eq!(refused.status, Status::DiskFull);
+        rig.disk.set_capacity(room.capacity);
+        rig.write(2, 0, &[1; 100_000]).await.unwrap();
+        rig.restart(false).await;
+        assert_eq!(rig.read(&entries[19], 0, 3).await.unwrap(), [3; 3]);
+    });
 }
 
 #[tokio::test]

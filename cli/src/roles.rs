@@ -251,6 +251,11 @@ fn scm_config(config: &Config, cluster: &Cluster) -> ScmConfig {
         heartbeat_interval_ms: config.datanode.heartbeat_interval.as_ms(),
         // SCM logs little; small logs keep small disks usable.
         log_segment_bytes: config.om.log_segment.0.min(SCM_LOG_SEGMENT_BYTES),
+        stale_silence_ms: config.scm.stale_after.as_ms(),
+        dead_silence_ms: config.scm.dead_after.as_ms(),
+        repair_delay_ms: config.scm.repair_delay.as_ms(),
+        repair_bandwidth: config.scm.repair_bandwidth.0,
+        repair_copies_max: config.scm.copies_max,
         ..ScmConfig::new(config.scm_dir(), cluster.id)
     }
 }

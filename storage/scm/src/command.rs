@@ -7,7 +7,7 @@ use wire::block::{DatanodeAddress, Replication};
 use wire::clock::UnixMs;
 use wire::ids::{ContainerId, DatanodeId, Generation, LeaseId, LocalId};
 
-use crate::schema::DiskRow;
+use crate::schema::{DiskRow, OperationalState};
 
 /// One logged command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,26 @@ pub(crate) enum Command {
     RegisterDatanode(RegisterDatanode),
     /// A new token key.
     AddTokenKey(AddTokenKey),
+    /// A writer leaves out those that did not acknowledge.
+    DegradeContainer(DegradeContainer),
+    /// OM has declared a container empty.
+    RetireContainer(RetireContainer),
+    /// Replicas that missed something, or may have.
+    InvalidateReplicas(InvalidateReplicas),
+    /// A copy is to be made.
+    BeginCopy(BeginCopy),
+    /// A copy was verified.
+    EndCopy(EndCopy),
+    /// Replicas that are to be dropped.
+    DeleteReplicas(DeleteReplicas),
+    /// Replicas that are gone.
+    ForgetReplicas(ForgetReplicas),
+    /// Containers of one replica that should have three.
+    RaiseContainers(RaiseContainers),
+    /// What operators want of a datanode.
+    SetDatanode(SetDatanode),
+    /// A datanode that will not return.
+    ForgetDatanode(ForgetDatanode),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +109,83 @@ pub(crate) struct RegisterDatanode {
     pub(crate) incarnation: u64,
     pub(crate) disks: Vec<DiskRow>,
     pub(crate) now_ms: UnixMs,
+    /// Its name in the configuration.
+    #[serde(default)]
+    pub(crate) node: String,
+    /// Its rack; empty if none was named.
+    #[serde(default)]
+    pub(crate) rack: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DegradeContainer {
+    pub(crate) container: ContainerId,
+    /// What the writer wrote.
+    pub(crate) generation: Generation,
+    pub(crate) acknowledged: Vec<DatanodeId>,
+    pub(crate) now_ms: UnixMs,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RetireContainer {
+    pub(crate) container: ContainerId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InvalidateReplicas {
+    pub(crate) container: ContainerId,
+    pub(crate) replicas: Vec<(DatanodeId, Generation)>,
+    pub(crate) now_ms: UnixMs,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BeginCopy {
+    pub(crate) container: ContainerId,
+    /// The replica that is copied.
+    pub(crate) source: (DatanodeId, Generation),
+    pub(crate) target: DatanodeId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EndCopy {
+    pub(crate) container: ContainerId,
+    pub(crate) datanode: DatanodeId,
+    pub(crate) generation: Generation,
+    /// The last deletion transaction it has made durable.
+    pub(crate) deletion_done: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeleteReplicas {
+    pub(crate) container: ContainerId,
+    pub(crate) replicas: Vec<(DatanodeId, Generation)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ForgetReplicas {
+    pub(crate) container: ContainerId,
+    pub(crate) replicas: Vec<(DatanodeId, Generation)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RaiseContainers {
+    pub(crate) containers: Vec<ContainerId>,
+    pub(crate) now_ms: UnixMs,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SetDatanode {
+    pub(crate) datanode: DatanodeId,
+    pub(crate) operational: OperationalState,
+    pub(crate) maintenance_until_ms: Option<UnixMs>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ForgetDatanode {
+    pub(crate) datanode: DatanodeId,
+    /// Containers whose replica there is struck off. The row goes with the command that `is_last`.
+    pub(crate) containers: Vec<ContainerId>,
+    pub(crate) is_last: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,6 +27,21 @@ pub struct ScmConfig {
     pub stale_silence_ms: u64,
     /// A datanode silent for this long is dead; its open containers are closed. 60 s.
     pub dead_silence_ms: u64,
+    /// A datanode that a writer has failed at gets no new writes for this long, though it speaks. 15 s: a disk that hangs
+    /// has mostly shown itself by then.
+    pub failed_writer_ms: u64,
+    /// A container that has lost a dead node's replica and has others is copied only after this. 5 min: most nodes that
+    /// die are back after a restart.
+    pub repair_delay_ms: u64,
+    /// Copies under way at once, in the whole cluster. 4.
+    pub repair_copies_max: usize,
+    /// Bytes a second that all copies together may take, 0 for no limit. 256 MiB: leaves most of a 10 Gbit/s link.
+    pub repair_bandwidth: u64,
+    /// A copy that has not moved for this long is given up. 2 min: datanodes give up a silent source after 30 s.
+    pub copy_silence_ms: u64,
+    /// Healthy replicas a container keeps elsewhere while a node is in maintenance (at most its target). 2: one more may
+    /// fail meanwhile.
+    pub maintenance_replicas: usize,
     /// A new block token key is made this often. 24 h: a stolen key is worth little for long.
     pub token_key_rotation_ms: u64,
     /// Size of a log segment. SCM logs little: 16 MiB.
@@ -48,6 +63,12 @@ impl ScmConfig {
             write_silence_ms: 5000,
             stale_silence_ms: 15_000,
             dead_silence_ms: 60_000,
+            failed_writer_ms: 15_000,
+            repair_delay_ms: 5 * 60 * 1000,
+            repair_copies_max: 4,
+            repair_bandwidth: 256 << 20,
+            copy_silence_ms: 2 * 60 * 1000,
+            maintenance_replicas: 2,
             token_key_rotation_ms: 24 * 60 * 60 * 1000,
             log_segment_bytes: 16 << 20,
             cache_bytes: 16 << 20,

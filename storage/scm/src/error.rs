@@ -12,9 +12,9 @@ pub enum ScmError {
     /// The settings contradict one another.
     #[error("scm settings: {0}")]
     Config(&'static str),
-    /// The first commands were not accepted.
-    #[error("cannot start the container manager: {0}")]
-    Start(Failure),
+    /// Opening panicked, which the log tells.
+    #[error("opening the container manager ended in a bug")]
+    Died,
 }
 
 /// What a proposer tells its caller.

@@ -1,14 +1,17 @@
-//! What the leader remembers of datanodes: when each last spoke and what it reported. Never logged.
+//! What the leader of one term remembers of datanodes: when each last spoke and what it reported. Never logged.
 //!
 //! A new leader starts with an empty fleet: it knows nothing of a node until that node has registered with it, so it
 //! never acts on a report of an earlier term. All times are of the steady clock and are arguments.
 //!
-//! Not here: who the datanodes are (`state`), what follows from reports (`prepare`).
+//! A registration reports everything, so what a registered node does not report is not there.
+//!
+//! Not here: who the datanodes are (`state`), what follows from reports (`prepare`, `replication`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use wire::ids::{ContainerId, DatanodeId};
-use wire::scm::{DiskReport, ReplicaReport};
+use wire::block::DatanodeAddress;
+use wire::ids::{ContainerId, DatanodeId, Generation};
+use wire::scm::{DiskReport, ReplicaCondition, ReplicaReport};
 
 use crate::config::ScmConfig;
 
@@ -27,17 +30,43 @@ pub enum Liveness {
     Unknown,
 }
 
+/// A replica's life: which container, which generation.
+pub(crate) type Life = (ContainerId, Generation);
+
 /// One datanode's life as this leader knows it.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) incarnation: u64,
+    pub(crate) address: DatanodeAddress,
     heard_ns: u64,
+    /// When a writer last complained of it.
+    failed_ns: Option<u64>,
+    /// Its wall clock was far from ours when it last told it.
+    is_clock_off: bool,
     pub(crate) disks: Vec<DiskReport>,
-    replicas: BTreeMap<ContainerId, ReplicaReport>,
-    /// When it was last told to seal a container.
-    pub(crate) close_sent_ns: BTreeMap<ContainerId, u64>,
+    replicas: BTreeMap<Life, ReplicaReport>,
+    /// Reported replicas of which it is not yet known whether they are their container's.
+    suspects: BTreeSet<Life>,
+    /// When it was last ordered something about a replica, by the order's kind.
+    ordered_ns: BTreeMap<(Life, OrderKind), u64>,
     /// The last deletion transaction it was told, and when.
     pub(crate) deletion_sent: BTreeMap<ContainerId, (u64, u64)>,
+}
+
+/// Orders that are repeated until they show effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum OrderKind {
+    Close,
+    Copy,
+    Drop,
+}
+
+/// A copy under way, as this leader has watched it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CopyProgress {
+    received_bytes: u64,
+    /// When bytes last came.
+    moved_ns: u64,
 }
 
 /// All of them.
@@ -46,53 +75,64 @@ pub(crate) struct Fleet {
     /// When this leader began to listen: silence counts from then.
     since_ns: u64,
     nodes: BTreeMap<DatanodeId, Node>,
+    copies: BTreeMap<(DatanodeId, Life), CopyProgress>,
+}
+
+/// What a datanode says of itself, with registrations and heartbeats alike.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) incarnation: u64,
+    pub(crate) disks: Vec<DiskReport>,
+    pub(crate) replicas: Vec<ReplicaReport>,
+    pub(crate) is_clock_off: bool,
 }
 
 impl Fleet {
     /// An empty fleet of a leader that begins now.
     pub(crate) fn new(now_ns: u64) -> Self {
-        Self { since_ns: now_ns, nodes: BTreeMap::new() }
+        Self { since_ns: now_ns, nodes: BTreeMap::new(), copies: BTreeMap::new() }
     }
 
     /// A datanode begins a life with a full report, or repeats it.
-    pub(crate) fn register(
-        &mut self,
-        id: DatanodeId,
-        incarnation: u64,
-        disks: Vec<DiskReport>,
-        replicas: Vec<ReplicaReport>,
-        now_ns: u64,
-    ) {
-        let replicas = replicas.into_iter().map(|report| (report.container, report)).collect();
-        let node = Node {
-            incarnation,
+    pub(crate) fn register(&mut self, address: DatanodeAddress, news: News, now_ns: u64) {
+        let id = address.id;
+        let failed_ns = self.nodes.get(&id).and_then(|node| node.failed_ns);
+        let mut node = Node {
+            incarnation: news.incarnation,
+            address,
             heard_ns: now_ns,
-            disks,
-            replicas,
-            close_sent_ns: BTreeMap::new(),
+            failed_ns,
+            is_clock_off: news.is_clock_off,
+            disks: news.disks,
+            replicas: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            ordered_ns: BTreeMap::new(),
             deletion_sent: BTreeMap::new(),
         };
+        for report in news.replicas {
+            node.take(report);
+        }
         self.nodes.insert(id, node);
     }
 
     /// A datanode reports changes. False if this life of it is not known here: it must register again.
-    pub(crate) fn heartbeat(
-        &mut self,
-        id: DatanodeId,
-        incarnation: u64,
-        disks: Vec<DiskReport>,
-        replicas: Vec<ReplicaReport>,
-        now_ns: u64,
-    ) -> bool {
-        let Some(node) = self.nodes.get_mut(&id).filter(|node| node.incarnation == incarnation) else {
-            return false;
-        };
+    pub(crate) fn heartbeat(&mut self, id: DatanodeId, news: News, now_ns: u64) -> bool {
+        let found = self.nodes.get_mut(&id).filter(|node| node.incarnation == news.incarnation);
+        let Some(node) = found else { return false };
         node.heard_ns = now_ns;
-        node.disks = disks;
-        for report in replicas {
-            node.replicas.insert(report.container, report);
+        node.disks = news.disks;
+        node.is_clock_off = news.is_clock_off;
+        for report in news.replicas {
+            node.take(report);
         }
         true
+    }
+
+    /// A writer complains of a datanode: it gets no new writes for a while.
+    pub(crate) fn complain(&mut self, id: DatanodeId, now_ns: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.failed_ns = Some(now_ns);
+        }
     }
 
     /// The node, if it has registered in this term.
@@ -105,19 +145,33 @@ impl Fleet {
         self.nodes.get_mut(&id)
     }
 
-    /// What the datanode reported of its replica of a container in this term.
-    pub(crate) fn report(&self, id: DatanodeId, container: ContainerId) -> Option<&ReplicaReport> {
-        self.nodes.get(&id)?.replicas.get(&container)
+    /// What the datanode reported of a replica in this term.
+    pub(crate) fn report(
+        &self,
+        id: DatanodeId,
+        container: ContainerId,
+        generation: Generation,
+    ) -> Option<&ReplicaReport> {
+        self.nodes.get(&id)?.replicas.get(&(container, generation))
     }
 
-    /// How long the datanode has been silent.
+    /// The datanode is forgotten.
+    pub(crate) fn remove(&mut self, id: DatanodeId) {
+        self.nodes.remove(&id);
+    }
+
+    /// How long the datanode has been silent; since this leader began if it has not spoken in this term.
+    pub(crate) fn silence_ms(&self, id: DatanodeId, now_ns: u64) -> u64 {
+        let heard_ns = self.nodes.get(&id).map_or(self.since_ns, |node| node.heard_ns);
+        now_ns.saturating_sub(heard_ns) / 1_000_000
+    }
+
+    /// How long the datanode has been silent, in words.
     pub(crate) fn liveness(&self, config: &ScmConfig, id: DatanodeId, now_ns: u64) -> Liveness {
-        let node = self.nodes.get(&id);
-        let heard_ns = node.map_or(self.since_ns, |node| node.heard_ns);
-        let silence_ms = now_ns.saturating_sub(heard_ns) / 1_000_000;
+        let silence_ms = self.silence_ms(id, now_ns);
         if silence_ms >= config.dead_silence_ms {
             Liveness::Dead
-        } else if node.is_none() {
+        } else if !self.nodes.contains_key(&id) {
             Liveness::Unknown
         } else if silence_ms >= config.stale_silence_ms {
             Liveness::Stale
@@ -127,6 +181,38 @@ impl Fleet {
             Liveness::Live
         }
     }
+
+    /// Whether new writes may go there: it spoke a moment ago, with the right time, and no writer has just failed there.
+    pub(crate) fn is_writable(&self, config: &ScmConfig, id: DatanodeId, now_ns: u64) -> bool {
+        let Some(node) = self.nodes.get(&id) else { return false };
+        let has_failed =
+            node.failed_ns.is_some_and(|at| now_ns.saturating_sub(at) / 1_000_000 < config.failed_writer_ms);
+        self.liveness(config, id, now_ns) == Liveness::Live && !has_failed && !node.is_clock_off
+    }
+
+    /// Watches a copy; answers how long it has not moved.
+    pub(crate) fn watch_copy(&mut self, id: DatanodeId, life: Life, now_ns: u64) {
+        let received_bytes = match self.report(id, life.0, life.1).map(|report| report.condition) {
+            Some(ReplicaCondition::Copying { received_bytes }) => received_bytes,
+            _ => 0,
+        };
+        let progress =
+            self.copies.entry((id, life)).or_insert(CopyProgress { received_bytes, moved_ns: now_ns });
+        if received_bytes != progress.received_bytes {
+            *progress = CopyProgress { received_bytes, moved_ns: now_ns };
+        }
+    }
+
+    /// How long a watched copy has not moved, in milliseconds.
+    pub(crate) fn copy_stalled_ms(&self, id: DatanodeId, life: Life, now_ns: u64) -> u64 {
+        let moved_ns = self.copies.get(&(id, life)).map_or(now_ns, |progress| progress.moved_ns);
+        now_ns.saturating_sub(moved_ns) / 1_000_000
+    }
+
+    /// Forgets copies that are none any more.
+    pub(crate) fn keep_copies(&mut self, is_copy: impl Fn(DatanodeId, Life) -> bool) {
+        self.copies.retain(|(id, life), _| is_copy(*id, *life));
+    }
 }
 
 impl Node {
@@ -134,5 +220,56 @@ impl Node {
     pub(crate) fn available_bytes(&self) -> Option<u64> {
         let working = self.disks.iter().filter(|disk| !disk.is_failed);
         working.map(|disk| disk.available_bytes).reduce(u64::saturating_add)
+    }
+
+    /// Reported replicas of which it is not yet known whether they are their container's.
+    pub(crate) fn suspects(&self) -> impl Iterator<Item = Life> {
+        self.suspects.iter().copied()
+    }
+
+    /// It is known now.
+    pub(crate) fn clear_suspect(&mut self, life: Life) {
+        self.suspects.remove(&life);
+    }
+
+    /// Forgets what it reported of a replica.
+    pub(crate) fn forget(&mut self, life: Life) {
+        self.replicas.remove(&life);
+    }
+
+    /// When it was last ordered this.
+    pub(crate) fn ordered_ns(&self, life: Life, kind: OrderKind) -> Option<u64> {
+        self.ordered_ns.get(&(life, kind)).copied()
+    }
+
+    /// Notes an order, and forgets those that will be repeated anyway.
+    pub(crate) fn note_order(&mut self, life: Life, kind: OrderKind, now_ns: u64) {
+        self.ordered_ns.insert((life, kind), now_ns);
+    }
+
+    /// Keeps the notes of orders younger than `age_ns`.
+    pub(crate) fn trim_orders(&mut self, now_ns: u64, age_ns: u64) {
+        self.ordered_ns.retain(|_, sent| now_ns.saturating_sub(*sent) < age_ns);
+        self.deletion_sent.retain(|_, (_, sent)| now_ns.saturating_sub(*sent) < age_ns);
+    }
+
+    fn take(&mut self, report: ReplicaReport) {
+        let (container, generation) = (report.container, report.generation);
+        let is_here = matches!(report.condition, ReplicaCondition::Whole | ReplicaCondition::CopyVerified);
+        if is_here {
+            // A verified copy takes the place of what was there before.
+            let older = self.replicas.range((container, Generation(0))..(container, generation));
+            let older: Vec<Life> = older.map(|(life, _)| *life).collect();
+            for life in older {
+                self.replicas.remove(&life);
+            }
+        } else {
+            // What it is to replace may have lost its successor.
+            let older = self.replicas.range((container, Generation(0))..(container, generation));
+            let older: Vec<Life> = older.map(|(life, _)| *life).collect();
+            self.suspects.extend(older);
+        }
+        self.suspects.insert((container, generation));
+        self.replicas.insert((container, generation), report);
     }
 }

@@ -1,10 +1,11 @@
-//! The leader's decisions before the log: which container a lease comes from, when a container is closed, what
-//! datanodes are told.
+//! The leader's decisions before the log: which container a lease comes from, when a container is closed, sealed, and
+//! when deletions are forgotten.
 //!
 //! All of it is a function of a view of the rows, the fleet's reports, settings, and time and randomness as arguments.
 //! What it proposes, apply checks again. No report is ever a reason to delete anything.
 //!
-//! Not here: proposing and answering (`server`).
+//! Not here: what becomes of replicas (`replication`), what datanodes are told (`orders`), proposing and answering
+//! (`server`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -14,17 +15,17 @@ use wire::block::Replication;
 use wire::clock::UnixMs;
 use wire::ids::{ContainerId, DatanodeId, LeaseId, LocalId};
 use wire::limits::LEASE_IDS;
-use wire::scm::{ContainerState, DatanodeAction, DatanodeCommand, GrantLease, LogDeletions};
+use wire::scm::{ContainerState, GrantLease, LogDeletions};
 
 use crate::command::{self, Command, DeletionPart};
 use crate::config::ScmConfig;
 use crate::fleet::{Fleet, Liveness};
-use crate::placement::{Candidate, place};
+use crate::placement::{Candidate, place, replicas_wanted};
 use crate::schema::{
-    CONTAINER, ContainerRow, DATANODE, DELETION, DatanodeRow, DeletionRow, LEASE, LeaseRow, OperationalState,
-    active_containers, container, corrupt, deletion_key, load, parse_datanode, parse_deletion_key,
-    parse_number, scan,
+    CONTAINER, ContainerRow, DATANODE, DatanodeRow, LEASE, LeaseRow, OperationalState, active_containers,
+    container, corrupt, load, parse_datanode, parse_number, scan,
 };
+use crate::state::replicas_min;
 
 /// Blocks of one deletion transaction at most: what a datanode makes durable in one step.
 const DELETION_BLOCKS_MAX: usize = 1024;
@@ -32,20 +33,19 @@ const DELETION_BLOCKS_MAX: usize = 1024;
 const COMMAND_DELETIONS_MAX: usize = 64;
 /// Leases returned in one command at most: each is two rows.
 const RETURNS_MAX: usize = 128;
-/// Transactions told to a datanode in one heartbeat at most.
-const HEARTBEAT_DELETIONS_MAX: usize = 16;
-/// Containers a datanode is told to seal in one heartbeat at most.
-const HEARTBEAT_CLOSES_MAX: usize = 64;
 /// Commands that one look at the reports proposes at most; the rest follows at the next.
-const ATTENTION_MAX: usize = 32;
-/// An order that has not shown effect is repeated after this long.
-const REPEAT_NS: u64 = 5_000_000_000;
+const ATTENTION_MAX: usize = 64;
+/// A container with fewer members than it could have gives way to a wider one after this long: not sooner, lest one
+/// writer that cannot reach a node has containers opened and closed all the time.
+const NARROW_MS: u64 = 60_000;
 
 /// The leader's view of the world at one moment.
 pub(crate) struct Scene<'a, R: Rows> {
     pub(crate) rows: &'a R,
     pub(crate) fleet: &'a Fleet,
     pub(crate) config: &'a ScmConfig,
+    /// All datanodes.
+    pub(crate) nodes: BTreeMap<DatanodeId, DatanodeRow>,
     pub(crate) now_ms: UnixMs,
     pub(crate) now_ns: u64,
 }
@@ -59,17 +59,46 @@ pub(crate) struct Grant {
     pub(crate) awaited: String,
 }
 
+/// All datanodes by id.
+pub(crate) fn datanodes(rows: &impl Rows) -> Result<BTreeMap<DatanodeId, DatanodeRow>, StoreError> {
+    let mut nodes = BTreeMap::new();
+    scan(rows, DATANODE, &[], None, |row_key, row: DatanodeRow| {
+        nodes.insert(parse_datanode(row_key)?, row);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(nodes)
+}
+
 impl<R: Rows> Scene<'_, R> {
     /// Chooses the container of a lease, or the datanodes of a new one.
     pub(crate) fn grant(&self, request: &GrantLease, seed: u64) -> Result<Grant, StoreError> {
         let open = self.open_containers(request.replication)?;
         let avoid: BTreeSet<_> = request.avoid.iter().collect();
+        let mut candidates = self.candidates();
+        // Without the datanodes that failed the writer, if there can be a container without them.
+        let (others, shunned): (Vec<_>, Vec<_>) = candidates
+            .iter()
+            .cloned()
+            .partition(|candidate| !request.avoid_datanodes.contains(&candidate.id));
+        let is_shunning = !shunned.is_empty() && others.len() >= replicas_min(request.replication);
+        if is_shunning {
+            candidates = others;
+        }
+        let width = replicas_wanted(request.replication).min(candidates.len());
+        let is_shunned = |row: &ContainerRow| {
+            is_shunning && row.valid().any(|replica| request.avoid_datanodes.contains(&replica.datanode))
+        };
         let fitting: Vec<ContainerId> = open
             .iter()
-            .filter(|(id, row)| !avoid.contains(id) && self.takes_leases(*id, row))
+            .filter(|(id, row)| {
+                !avoid.contains(id)
+                    && self.takes_leases(*id, row)
+                    && !is_shunned(row)
+                    && row.valid().count() >= width
+            })
             .map(|(id, _)| *id)
             .collect();
-        let (members, awaited) = match place(request.replication, self.candidates()?, seed) {
+        let (members, awaited) = match place(request.replication, candidates, seed) {
             Ok(members) => (members, String::new()),
             Err(awaited) => (Vec::new(), awaited),
         };
@@ -94,24 +123,27 @@ impl<R: Rows> Scene<'_, R> {
         Ok(Grant { close, command, awaited })
     }
 
-    /// What the reports of this term ask for: closing, sealing, forgetting deletions that all have passed.
-    pub(crate) fn attention(&self) -> Result<Vec<Command>, StoreError> {
+    /// What the reports of this term ask for in these containers.
+    pub(crate) fn attention(
+        &self,
+        containers: impl IntoIterator<Item = ContainerId>,
+    ) -> Result<Vec<Command>, StoreError> {
         let mut close = Vec::new();
         let mut commands = Vec::new();
-        for id in active_containers(self.rows)? {
-            let Some(row) = container(self.rows, id)? else { continue };
-            match row.state {
-                ContainerState::Open if self.must_close(id, &row) => close.push(id),
-                ContainerState::Closing => commands.extend(self.sealed(id, &row)),
-                _ => {}
+        for id in containers {
+            if commands.len() + close.len() >= ATTENTION_MAX {
+                break;
             }
-        }
-        for id in self.containers_with_deletions()? {
             let Some(row) = container(self.rows, id)? else { continue };
+            if row.state == ContainerState::Open && self.must_close(id, &row) {
+                close.push(id);
+            }
+            commands.extend(self.tend(id, &row));
+            if row.state == ContainerState::Closing {
+                commands.extend(self.sealed(id, &row));
+            }
             commands.extend(self.passed(id, &row));
         }
-        close.truncate(ATTENTION_MAX);
-        commands.truncate(ATTENTION_MAX);
         if !close.is_empty() {
             commands.push(self.close(close));
         }
@@ -121,21 +153,6 @@ impl<R: Rows> Scene<'_, R> {
     /// The command that closes containers.
     pub(crate) fn close(&self, containers: Vec<ContainerId>) -> Command {
         Command::CloseContainers(command::CloseContainers { containers, now_ms: self.now_ms })
-    }
-
-    /// What a datanode is told now. The caller notes it with [`note_orders`].
-    pub(crate) fn orders(&self, datanode: DatanodeId, term: u64) -> Result<Vec<DatanodeCommand>, StoreError> {
-        let mut orders = self.close_orders(datanode, term)?;
-        let mut budget = HEARTBEAT_DELETIONS_MAX;
-        for id in self.containers_with_deletions()? {
-            if budget == 0 {
-                break;
-            }
-            let told = self.deletion_orders(datanode, id, term, budget)?;
-            budget -= told.len();
-            orders.extend(told);
-        }
-        Ok(orders)
     }
 
     /// Of `held`, the leases to end; and the leases that OM names neither as held nor as ended.
@@ -167,21 +184,18 @@ impl<R: Rows> Scene<'_, R> {
         Ok((end, unknown))
     }
 
-    /// The live datanodes that take writes, with their free bytes.
-    fn candidates(&self) -> Result<Vec<Candidate>, StoreError> {
-        let mut candidates = Vec::new();
-        scan(self.rows, DATANODE, &[], None, |row_key, row: DatanodeRow| {
-            let id = parse_datanode(row_key)?;
-            let is_live = self.fleet.liveness(self.config, id, self.now_ns) == Liveness::Live;
-            let available = self.fleet.node(id).and_then(|node| node.available_bytes());
-            if let (true, OperationalState::InService, Some(available_bytes)) =
-                (is_live, row.operational, available)
-            {
-                candidates.push(Candidate { id, available_bytes });
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(candidates)
+    /// The datanodes that take writes, with their free bytes.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let nodes = self.nodes.iter().filter(|(id, row)| {
+            row.operational == OperationalState::InService
+                && self.fleet.is_writable(self.config, **id, self.now_ns)
+        });
+        nodes
+            .filter_map(|(id, row)| {
+                let available_bytes = self.fleet.node(*id)?.available_bytes()?;
+                Some(Candidate { id: *id, available_bytes, rack: row.rack.clone() })
+            })
+            .collect()
     }
 
     fn open_containers(
@@ -200,24 +214,30 @@ impl<R: Rows> Scene<'_, R> {
 
     /// Whether a lease of this OPEN container would be of use now: ids and room left, every writer alive.
     fn takes_leases(&self, id: ContainerId, row: &ContainerRow) -> bool {
-        let is_live = |datanode| self.fleet.liveness(self.config, datanode, self.now_ns) == Liveness::Live;
+        let is_writable = |datanode| self.fleet.is_writable(self.config, datanode, self.now_ns);
         row.can_grant(LEASE_IDS)
-            && row.valid().all(|replica| is_live(replica.datanode))
+            && row.valid().all(|replica| is_writable(replica.datanode))
             && !self.must_close(id, row)
     }
 
     fn must_close(&self, id: ContainerId, row: &ContainerRow) -> bool {
         let full_at = self.config.container_bytes_max - self.config.room_min();
-        !row.can_grant(LEASE_IDS)
+        let wanted = replicas_wanted(row.replication);
+        let is_narrow = row.valid().count() < wanted
+            && self.now_ms >= row.created_ms.saturating_add(NARROW_MS)
+            && self.candidates().len() >= wanted;
+        is_narrow
+            || !row.can_grant(LEASE_IDS)
             || row.valid().any(|replica| {
                 let is_dead =
                     self.fleet.liveness(self.config, replica.datanode, self.now_ns) == Liveness::Dead;
                 let node = self.fleet.node(replica.datanode);
                 let is_diskless = node.is_some_and(|node| node.available_bytes().is_none());
-                let report = self.fleet.report(replica.datanode, id);
-                let report = report.filter(|report| report.generation == replica.generation);
+                let is_leaving = self.operational(replica.datanode) != OperationalState::InService;
+                let report = self.fleet.report(replica.datanode, id, replica.generation);
                 is_dead
                     || is_diskless
+                    || is_leaving
                     || report.is_some_and(|report| {
                         report.is_sealed || report.is_unhealthy || report.written_bytes >= full_at
                     })
@@ -226,7 +246,8 @@ impl<R: Rows> Scene<'_, R> {
 
     fn fullest(&self, open: &[(ContainerId, ContainerRow)]) -> Option<ContainerId> {
         let written = |id: ContainerId, row: &ContainerRow| {
-            let reports = row.valid().filter_map(|replica| self.fleet.report(replica.datanode, id));
+            let reports =
+                row.valid().filter_map(|replica| self.fleet.report(replica.datanode, id, replica.generation));
             reports.map(|report| report.written_bytes).max().unwrap_or(0)
         };
         open.iter().max_by_key(|(id, row)| (written(*id, row), std::cmp::Reverse(*id))).map(|(id, _)| *id)
@@ -236,8 +257,8 @@ impl<R: Rows> Scene<'_, R> {
         let sealed: Vec<_> = row
             .valid()
             .filter(|replica| {
-                let report = self.fleet.report(replica.datanode, id);
-                report.is_some_and(|report| report.generation == replica.generation && report.is_sealed)
+                let report = self.fleet.report(replica.datanode, id, replica.generation);
+                report.is_some_and(|report| report.is_sealed)
             })
             .map(|replica| (replica.datanode, replica.generation))
             .collect();
@@ -246,114 +267,19 @@ impl<R: Rows> Scene<'_, R> {
     }
 
     fn passed(&self, id: ContainerId, row: &ContainerRow) -> Option<Command> {
+        if row.purged_deletion == row.last_deletion {
+            return None;
+        }
         let done: Vec<_> = row
             .replicas
             .iter()
             .filter_map(|replica| {
-                let report = self.fleet.report(replica.datanode, id)?;
-                let is_same = report.generation == replica.generation;
-                is_same.then_some((replica.datanode, replica.generation, report.deletion_done))
+                let report = self.fleet.report(replica.datanode, id, replica.generation)?;
+                Some((replica.datanode, replica.generation, report.deletion_done))
             })
             .collect();
         (row.passed_by_all(&done) > row.purged_deletion)
             .then_some(Command::PassDeletions(command::PassDeletions { container: id, done }))
-    }
-
-    /// Containers that have deletion transactions, ascending: one seek each.
-    fn containers_with_deletions(&self) -> Result<Vec<ContainerId>, StoreError> {
-        let mut ids = Vec::new();
-        let mut from = deletion_key(ContainerId(0), 0);
-        while let Some((row_key, _)) = self.rows.seek(DELETION, &from, None)? {
-            let (id, _) = parse_deletion_key(&row_key)?;
-            ids.push(id);
-            from = deletion_key(ContainerId(id.0 + 1), 0);
-        }
-        Ok(ids)
-    }
-
-    fn close_orders(&self, datanode: DatanodeId, term: u64) -> Result<Vec<DatanodeCommand>, StoreError> {
-        let mut orders = Vec::new();
-        let Some(node) = self.fleet.node(datanode) else { return Ok(orders) };
-        for id in active_containers(self.rows)? {
-            let Some(row) = container(self.rows, id)?.filter(|row| row.state == ContainerState::Closing)
-            else {
-                continue;
-            };
-            let Some(replica) = row.replicas.iter().find(|replica| replica.datanode == datanode) else {
-                continue;
-            };
-            let is_sealed = self.fleet.report(datanode, id).is_some_and(|report| report.is_sealed);
-            let was_told = node.close_sent_ns.get(&id).is_some_and(|sent| !self.is_overdue(*sent));
-            if !is_sealed && !was_told && orders.len() < HEARTBEAT_CLOSES_MAX {
-                let generation = replica.generation;
-                orders.push(DatanodeCommand {
-                    container: id,
-                    generation,
-                    term,
-                    action: DatanodeAction::Close,
-                });
-            }
-        }
-        Ok(orders)
-    }
-
-    /// Transactions of one container that the datanode has neither done nor just been told.
-    fn deletion_orders(
-        &self,
-        datanode: DatanodeId,
-        id: ContainerId,
-        term: u64,
-        budget: usize,
-    ) -> Result<Vec<DatanodeCommand>, StoreError> {
-        let mut orders = Vec::new();
-        let Some(row) = container(self.rows, id)? else { return Ok(orders) };
-        let Some(report) = self.fleet.report(datanode, id) else { return Ok(orders) };
-        // A replica of another life is not this container's: deleting there would act on the wrong one.
-        if row.replica(datanode, report.generation).is_none() {
-            return Ok(orders);
-        }
-        // In order and without gaps: the datanode records only the last one. So nothing further is told before what
-        // was told is done, or its answer counts as lost.
-        let sent = self.fleet.node(datanode).and_then(|node| node.deletion_sent.get(&id));
-        if sent.is_some_and(|(through, at)| *through > report.deletion_done && !self.is_overdue(*at)) {
-            return Ok(orders);
-        }
-        let from = deletion_key(id, report.deletion_done + 1);
-        let to = deletion_key(ContainerId(id.0 + 1), 0);
-        scan(self.rows, DELETION, &from, Some(&to), |row_key, deletion: DeletionRow| {
-            let (_, transaction) = parse_deletion_key(row_key)?;
-            orders.push(DatanodeCommand {
-                container: id,
-                generation: report.generation,
-                term,
-                action: DatanodeAction::DeleteBlocks { transaction, blocks: deletion.blocks },
-            });
-            Ok(if orders.len() < budget { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-        })?;
-        Ok(orders)
-    }
-
-    fn is_overdue(&self, sent_ns: u64) -> bool {
-        self.now_ns.saturating_sub(sent_ns) >= REPEAT_NS
-    }
-}
-
-/// Remembers what a datanode was told, so that it is not told again at once.
-pub(crate) fn note_orders(fleet: &mut Fleet, datanode: DatanodeId, orders: &[DatanodeCommand], now_ns: u64) {
-    let Some(node) = fleet.node_mut(datanode) else { return };
-    // What is long overdue is either done or will be told again: the notes stay small.
-    node.close_sent_ns.retain(|_, sent| now_ns.saturating_sub(*sent) < REPEAT_NS);
-    node.deletion_sent.retain(|_, (_, sent)| now_ns.saturating_sub(*sent) < REPEAT_NS);
-    for order in orders {
-        match &order.action {
-            DatanodeAction::Close => {
-                node.close_sent_ns.insert(order.container, now_ns);
-            }
-            DatanodeAction::DeleteBlocks { transaction, .. } => {
-                node.deletion_sent.insert(order.container, (*transaction, now_ns));
-            }
-            DatanodeAction::DeleteReplica | DatanodeAction::CopyReplica { .. } => {}
-        }
     }
 }
 

@@ -33,9 +33,12 @@ pub(crate) const DELETION: Table = Table::new(7, "deletion");
 /// Block token keys by id.
 pub(crate) const TOKEN_KEY: Table = Table::new(8, "token_key");
 
+/// Ids of containers with a replica that is COPYING or DELETING: what the replication manager has begun.
+pub(crate) const TENDED: Table = Table::new(9, "tended");
+
 /// Every table, in order.
 pub(crate) const TABLES: &[Table] =
-    &[META, CONTAINER, ACTIVE, DATANODE, PIPELINE, LEASE, REQUEST, DELETION, TOKEN_KEY];
+    &[META, CONTAINER, ACTIVE, DATANODE, PIPELINE, LEASE, REQUEST, DELETION, TOKEN_KEY, TENDED];
 
 /// Names of the rows in [`META`].
 pub(crate) mod meta {
@@ -77,6 +80,9 @@ pub(crate) struct ReplicaRow {
     /// 0 for replication; the shard's number under erasure coding.
     pub(crate) index: u8,
     pub(crate) state: ReplicaState,
+    /// While COPYING: the replica it is a copy of.
+    #[serde(default)]
+    pub(crate) source: Option<(DatanodeId, Generation)>,
 }
 
 /// A container.
@@ -98,6 +104,9 @@ pub(crate) struct ContainerRow {
     /// When it left OPEN; 0 while it is open.
     #[serde(default)]
     pub(crate) closing_ms: UnixMs,
+    /// The highest generation given to a replica of this container; none is ever given again.
+    #[serde(default)]
+    pub(crate) last_generation: Generation,
 }
 
 /// Whether operators want a datanode to take part.
@@ -111,6 +120,8 @@ pub enum OperationalState {
     Decommissioned,
     /// Is away for a while; its replicas are not replaced.
     Maintenance,
+    /// Is about to be away: its containers are being made safe without it.
+    EnteringMaintenance,
 }
 
 /// A disk of a datanode, as it registered.
@@ -129,6 +140,15 @@ pub(crate) struct DatanodeRow {
     pub(crate) registered_ms: UnixMs,
     pub(crate) operational: OperationalState,
     pub(crate) disks: Vec<DiskRow>,
+    /// Its name in the configuration.
+    #[serde(default)]
+    pub(crate) node: String,
+    /// Its rack; empty if none was named.
+    #[serde(default)]
+    pub(crate) rack: String,
+    /// When a maintenance ends by itself.
+    #[serde(default)]
+    pub(crate) maintenance_until_ms: Option<UnixMs>,
 }
 
 /// The members of a pipeline.
@@ -260,11 +280,32 @@ pub(crate) fn scan<T: DeserializeOwned>(
 
 /// The ids in [`ACTIVE`], ascending.
 pub(crate) fn active_containers(rows: &impl Rows) -> Result<Vec<ContainerId>, StoreError> {
+    ids_in(rows, ACTIVE)
+}
+
+/// The ids in [`TENDED`], ascending.
+pub(crate) fn tended_containers(rows: &impl Rows) -> Result<Vec<ContainerId>, StoreError> {
+    ids_in(rows, TENDED)
+}
+
+fn ids_in(rows: &impl Rows, table: Table) -> Result<Vec<ContainerId>, StoreError> {
     let mut ids = Vec::new();
-    scan(rows, ACTIVE, &[], None, |row_key, (): ()| {
-        ids.push(ContainerId(parse_number(ACTIVE, row_key)?));
+    scan(rows, table, &[], None, |row_key, (): ()| {
+        ids.push(ContainerId(parse_number(table, row_key)?));
         Ok(ControlFlow::Continue(()))
     })?;
+    Ok(ids)
+}
+
+/// Containers that have deletion transactions, ascending: one seek each.
+pub(crate) fn containers_with_deletions(rows: &impl Rows) -> Result<Vec<ContainerId>, StoreError> {
+    let mut ids = Vec::new();
+    let mut from = deletion_key(ContainerId(0), 0);
+    while let Some((row_key, _)) = rows.seek(DELETION, &from, None)? {
+        let (id, _) = parse_deletion_key(&row_key)?;
+        ids.push(id);
+        from = deletion_key(ContainerId(id.0 + 1), 0);
+    }
     Ok(ids)
 }
 

@@ -1,58 +1,67 @@
-//! The shell: turns calls into commands, proposes them, answers; and a worker that rotates keys and looks at silence.
+//! The shell: turns calls into commands, proposes them, answers.
+//!
+//! Every replica is opened; only the leader answers, all but `GetGroup`. Others name the leader and had no part in it.
 //!
 //! Invariants:
-//! * Whatever OM acts on (a lease, the acceptance of a deletion) is applied before it is answered.
-//! * Views that decide an answer are linearizable.
+//! * Whatever OM acts on (a lease, a degrade, the acceptance of a deletion) is applied before it is answered.
+//! * Views that decide an answer to OM or an operator are linearizable.
+//! * A heartbeat asks no quorum: what it is answered is true for ever (see `orders`).
 //!
-//! Not here: policy (`prepare`), effects (`state`).
+//! Not here: policy (`prepare`, `replication`), regular work (`leader`), operators' calls (`operator`), effects (`state`).
 
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::service::ScmService;
-use consensus::{Group, GroupConfig, Priority, ReadView};
-use parking_lot::Mutex;
+use consensus::{Group, GroupConfig, Priority, ProposeError, ReadError, ReadView};
+use parking_lot::{Mutex, RwLock};
+use platform::task;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use wire::block::{ContainerLocation, TokenKey};
-use wire::clock::{Clock, SystemClock};
+use wire::block::ContainerLocation;
+use wire::clock::{Clock, SystemClock, UnixMs};
 use wire::failpoint;
-use wire::ids::{ContainerId, DatanodeId};
+use wire::host::HostPort;
+use wire::ids::ContainerId;
+use wire::limits::CLOCK_SKEW_MS;
 use wire::scm::{
-    ContainerInfo, DatanodeCommand, GrantLease, Heartbeat, HeartbeatReply, Lease, LeasesSynced,
-    LocateContainers, LogDeletions, RegisterDatanode, Registered, ScmReply, ScmRequest, SyncLeases,
+    ContainerInfo, DegradeContainer, Degraded, GrantLease, Heartbeat, HeartbeatReply, Lease, LeasesSynced,
+    ListRetirable, LocateContainers, LogDeletions, RegisterDatanode, Registered, RetireContainer, ScmReply,
+    ScmRequest, SyncLeases,
 };
 use wire::status::{Failure, Status};
 
 use crate::command::{self, Command};
-use crate::config::{ScmConfig, TOKEN_KEY_PUBLISH_MS};
+use crate::config::ScmConfig;
 use crate::error::{ScmError, propose_failure, read_failure, store_failure};
-use crate::fleet::{Fleet, Liveness};
+use crate::fleet::{Liveness, News};
+use crate::interim::{GroupExt, Leadership};
+use crate::leader::{self, Leader};
 use crate::metrics;
-use crate::prepare::{Scene, cut_deletions, cut_returns, note_orders};
-use crate::schema::{DATANODE, DatanodeRow, DiskRow, META, active_containers, load, meta};
-use crate::state::{Reply, ScmState, live_keys, locate};
+use crate::prepare::{cut_deletions, cut_returns};
+use crate::schema::{DATANODE, DatanodeRow, DiskRow, load};
+use crate::state::{Reply, ScmState, locate};
 use crate::status::{self, ScmStatus};
 
 /// A grant whose container was closed while it was on its way is prepared anew, this often.
 const GRANT_ATTEMPTS: usize = 3;
 
-/// The Storage Container Manager.
+/// The Storage Container Manager of this process: one replica of it.
 pub struct Scm {
     group: Group<ScmState>,
     config: ScmConfig,
     clock: Arc<dyn Clock>,
-    fleet: Mutex<Fleet>,
-    /// One grant at a time: two at once would each open a container where one serves both.
-    granting: tokio::sync::Mutex<()>,
+    leadership: watch::Receiver<Leadership>,
+    /// Of the term this replica leads, or led last.
+    leader: RwLock<Arc<Leader>>,
     stop: watch::Sender<bool>,
-    worker: Mutex<Option<JoinHandle<()>>>,
+    follower: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Scm {
-    /// Opens or creates an SCM, makes its first token key and starts its worker.
+    /// Opens or creates a replica of SCM. Its worker runs while it leads; see [`Self::wait_ready`].
     ///
     /// # Errors
     /// Says what the operator can do.
@@ -69,31 +78,42 @@ impl Scm {
         let mut group_config = GroupConfig::new("scm", config.dir.clone(), config.cluster.0);
         group_config.log_segment_bytes = config.log_segment_bytes;
         group_config.cache_bytes = config.cache_bytes;
-        let opened = tokio::task::spawn_blocking(move || Group::open(group_config, ScmState)).await;
-        let group = opened.expect("opening a group does not panic")?;
-        group.wait_leader().await.map_err(|error| ScmError::Start(read_failure(error)))?;
+        let opened = task::spawn_blocking(move || Group::open(group_config, ScmState)).await;
+        let group = opened.map_err(|_| ScmError::Died)??;
         let scm = Arc::new(Self {
+            leadership: group.leadership(),
+            leader: RwLock::new(Arc::new(Leader::new(0, clock.steady_ns()))),
             group,
-            fleet: Mutex::new(Fleet::new(clock.steady_ns())),
             config,
             clock,
-            granting: tokio::sync::Mutex::new(()),
             stop: watch::Sender::new(false),
-            worker: Mutex::new(None),
+            follower: Mutex::new(None),
         });
-        scm.rotate_token_keys().await.map_err(ScmError::Start)?;
-        let worker = tokio::spawn(work(Arc::downgrade(&scm), scm.stop.subscribe()));
-        *scm.worker.lock() = Some(worker);
+        let follower = leader::follow(Arc::downgrade(&scm), scm.leadership.clone(), scm.stop.subscribe());
+        *scm.follower.lock() = Some(task::spawn(follower));
         Ok(scm)
+    }
+
+    /// Resolves when this replica leads and has applied an entry of its term: a sole voter after its replay, a replica of
+    /// several perhaps never.
+    ///
+    /// # Errors
+    /// If it has stopped.
+    pub async fn wait_ready(&self) -> Result<(), Failure> {
+        let mut leadership = self.leadership.clone();
+        match leadership.wait_for(|now| now.is_leading).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Failure::new(Status::Retry, "scm has stopped")),
+        }
     }
 
     /// Stops the worker and closes the group after a durable checkpoint. Calls under way end with a failure.
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);
-        let worker = self.worker.lock().take();
-        if let Some(worker) = worker {
-            // A worker that panicked has said so; there is nothing left to stop.
-            let _ = worker.await;
+        let follower = self.follower.lock().take();
+        if let Some(follower) = follower {
+            // If it panicked, it has said so; there is nothing left to stop.
+            let _ = follower.await;
         }
         self.group.shutdown().await;
     }
@@ -103,8 +123,9 @@ impl Scm {
     /// # Errors
     /// If the state cannot be read.
     pub fn status(&self) -> Result<ScmStatus, Failure> {
-        let view = self.group.view().map_err(|error| store_failure(&error))?;
-        let fleet = self.fleet.lock();
+        let view = self.view()?;
+        let leader = self.leader.read().clone();
+        let fleet = leader.fleet.lock();
         status::collect(&view, &fleet, &self.config, self.group.status(), self.clock.steady_ns())
             .map_err(|error| store_failure(&error))
     }
@@ -114,18 +135,51 @@ impl Scm {
     /// # Errors
     /// If the state cannot be read.
     pub fn containers(&self, after: ContainerId, limit: usize) -> Result<Vec<ContainerInfo>, Failure> {
-        let view = self.group.view().map_err(|error| store_failure(&error))?;
-        status::containers(&view, after, limit).map_err(|error| store_failure(&error))
+        status::containers(&self.view()?, after, limit).map_err(|error| store_failure(&error))
     }
 
-    async fn grant_lease(&self, request: GrantLease) -> Result<Lease, Failure> {
-        let _one_at_a_time = self.granting.lock().await;
+    pub(crate) fn config(&self) -> &ScmConfig {
+        &self.config
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    /// What the leader of `term` knows; nothing if the term is new.
+    pub(crate) fn leader_of(&self, term: u64) -> Arc<Leader> {
+        let known = self.leader.read().clone();
+        if known.term == term {
+            return known;
+        }
+        let mut leader = self.leader.write();
+        // A late look at an earlier term must not wipe what the later one has learnt.
+        if leader.term < term {
+            *leader = Arc::new(Leader::new(term, self.clock.steady_ns()));
+        }
+        leader.clone()
+    }
+
+    /// The leader's memory, if this replica leads.
+    pub(crate) fn leading(&self) -> Result<Arc<Leader>, Failure> {
+        let Leadership { term, is_leading, leader } = *self.leadership.borrow();
+        if is_leading { Ok(self.leader_of(term)) } else { Err(self.not_leader(leader)) }
+    }
+
+    pub(crate) fn not_leader(&self, leader: Option<u64>) -> Failure {
+        let address: Option<HostPort> =
+            leader.and_then(|leader| self.group.member(leader)).map(|member| member.address);
+        Failure::not_leader(address)
+    }
+
+    async fn grant_lease(&self, leader: &Leader, request: GrantLease) -> Result<Lease, Failure> {
+        let _one_at_a_time = leader.granting.lock().await;
         for _ in 0..GRANT_ATTEMPTS {
             let view = self.read().await?;
             let seed = wire::random::u64();
-            let grant = self.decide(&view, |scene| scene.grant(&request, seed))?;
+            let grant = self.decide(leader, &view, |scene| scene.grant(&request, seed))?;
             if !grant.close.is_empty() {
-                let close = self.decide(&view, |scene| Ok(scene.close(grant.close)))?;
+                let close = self.decide(leader, &view, |scene| Ok(scene.close(grant.close)))?;
                 self.propose(close, Priority::Freeing).await?;
             }
             let reply = self.propose(Command::GrantLease(grant.command), Priority::Ordinary).await?;
@@ -142,14 +196,16 @@ impl Scm {
         Err(Failure::new(Status::Retry, "containers close faster than they are granted"))
     }
 
-    async fn sync_leases(&self, request: SyncLeases) -> Result<LeasesSynced, Failure> {
+    async fn sync_leases(&self, leader: &Leader, request: SyncLeases) -> Result<LeasesSynced, Failure> {
         for command in cut_returns(&request.ended) {
             self.propose(command, Priority::Freeing).await?;
         }
         let view = self.read().await?;
         let (end, unknown_to_om) =
-            self.decide(&view, |scene| scene.compare_leases(&request.held, &request.ended))?;
-        Ok(LeasesSynced { end, unknown_to_om, token_keys: self.signing_keys(&view)? })
+            self.decide(leader, &view, |scene| scene.compare_leases(&request.held, &request.ended))?;
+        // A fresh cluster: OM may come before the worker has made the first key.
+        self.checking_keys(leader).await?;
+        Ok(LeasesSynced { end, unknown_to_om, token_keys: self.signing_keys(&self.view()?)? })
     }
 
     async fn log_deletions(&self, request: LogDeletions) -> Result<(), Failure> {
@@ -172,13 +228,71 @@ impl Scm {
         Ok(locations)
     }
 
-    async fn register_datanode(&self, request: RegisterDatanode) -> Result<Registered, Failure> {
+    async fn degrade_container(
+        &self,
+        leader: &Leader,
+        request: DegradeContainer,
+    ) -> Result<Degraded, Failure> {
+        let DegradeContainer { container, generation, acknowledged, failed } = request;
+        let now_ns = self.clock.steady_ns();
+        {
+            let mut fleet = leader.fleet.lock();
+            for datanode in failed.iter().filter(|datanode| !acknowledged.contains(datanode)) {
+                fleet.complain(*datanode, now_ns);
+            }
+        }
+        let now_ms = self.clock.now_ms();
+        let command = command::DegradeContainer { container, generation, acknowledged, now_ms };
+        let degraded = match self.propose(Command::DegradeContainer(command), Priority::Freeing).await? {
+            Reply::Degraded(degraded) => degraded,
+            _ => Degraded::Refused,
+        };
+        metrics::degraded(degraded == Degraded::Accepted);
+        tracing::info!(container = container.0, ?failed, ?degraded, "a writer leaves out datanodes");
+        Ok(degraded)
+    }
+
+    async fn retire_container(&self, request: RetireContainer) -> Result<(), Failure> {
+        let id = request.container;
+        let command = Command::RetireContainer(command::RetireContainer { container: id });
+        match self.propose(command, Priority::Freeing).await? {
+            Reply::Refused(why) => Err(Failure::new(Status::Retry, format!("container {id} stays: {why}"))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn list_retirable(
+        &self,
+        leader: &Leader,
+        request: ListRetirable,
+    ) -> Result<Vec<ContainerId>, Failure> {
+        let view = self.read().await?;
+        self.decide(leader, &view, |scene| status::retirable(scene, request.after, request.max))
+    }
+
+    async fn register_datanode(
+        &self,
+        leader: &Leader,
+        request: RegisterDatanode,
+    ) -> Result<Registered, Failure> {
+        let id = request.datanode.id;
         if request.cluster != self.config.cluster {
             let (theirs, ours) = (request.cluster, self.config.cluster);
-            let message = format!("datanode {} is of cluster {theirs}, this is {ours}", request.datanode.id);
+            let message = format!(
+                "datanode {id} is of cluster {theirs}, this is {ours}: give it the configuration of this cluster and \
+                 empty disks"
+            );
             return Err(Failure::new(Status::Invalid, message));
         }
-        let id = request.datanode.id;
+        if let Some(off_ms) = self.clock_off_ms(request.now_ms) {
+            let message = format!(
+                "the clock of datanode {id} is {} s from that of the container manager: set both by NTP, then it \
+                 registers by itself",
+                off_ms / 1000
+            );
+            return Err(Failure::new(Status::Invalid, message));
+        }
+        self.check_sole_life(leader, &request)?;
         let disks: Vec<DiskRow> = request
             .disks
             .iter()
@@ -187,188 +301,157 @@ impl Scm {
         let view = self.read().await?;
         let known: Option<DatanodeRow> =
             load(&*view, DATANODE, id.0.as_bytes()).map_err(|error| store_failure(&error))?;
+        drop(view);
         let is_logged = known.is_some_and(|row| {
             row.incarnation == request.incarnation
                 && row.address == request.datanode.address
                 && row.disks == disks
+                && row.node == request.node
+                && row.rack == request.rack
         });
         if !is_logged {
             let command = command::RegisterDatanode {
-                datanode: request.datanode,
+                datanode: request.datanode.clone(),
                 incarnation: request.incarnation,
                 disks,
                 now_ms: self.clock.now_ms(),
+                node: request.node,
+                rack: request.rack,
             };
             self.propose(Command::RegisterDatanode(command), Priority::Freeing).await?;
         }
         tracing::info!(datanode = %id, replicas = request.replicas.len(), "datanode registered");
-        let now_ns = self.clock.steady_ns();
-        self.fleet.lock().register(id, request.incarnation, request.disks, request.replicas, now_ns);
-        let view = self.attend().await?;
+        let news = News {
+            incarnation: request.incarnation,
+            disks: request.disks,
+            replicas: request.replicas,
+            is_clock_off: false,
+        };
+        leader.fleet.lock().register(request.datanode, news, self.clock.steady_ns());
+        self.attend(leader, None).await?;
         Ok(Registered {
-            token_keys: self.checking_keys(&view)?,
+            token_keys: self.checking_keys(leader).await?,
             heartbeat_interval_ms: self.config.heartbeat_interval_ms,
-            commands: self.orders(&view, id)?,
+            commands: self.orders(leader, id)?,
         })
     }
 
-    async fn heartbeat(&self, request: Heartbeat) -> Result<HeartbeatReply, Failure> {
+    /// Two processes with one id would write over each other's back: the one that speaks stays, the newcomer is refused
+    /// until the other has been silent for a while.
+    fn check_sole_life(&self, leader: &Leader, request: &RegisterDatanode) -> Result<(), Failure> {
+        let id = request.datanode.id;
+        let fleet = leader.fleet.lock();
+        let Some(node) = fleet.node(id) else { return Ok(()) };
+        let is_other = node.incarnation != request.incarnation && node.address != request.datanode;
+        let speaks = fleet.liveness(&self.config, id, self.clock.steady_ns()) == Liveness::Live;
+        if !(is_other && speaks) {
+            return Ok(());
+        }
+        let at = |address: &Option<HostPort>| {
+            address.as_ref().map_or("its own process".to_owned(), HostPort::to_string)
+        };
+        let message = format!(
+            "datanode {id} lives at {}: another one with its id wants in from {}. Stop one of the two; if disks were \
+             copied, wipe the copy. If it has moved, this passes as soon as the former is silent",
+            at(&node.address.address),
+            at(&request.datanode.address),
+        );
+        Err(Failure::new(Status::Invalid, message))
+    }
+
+    /// How far a clock is from ours, if that is too far. 0 was not told.
+    fn clock_off_ms(&self, their_ms: UnixMs) -> Option<u64> {
+        let off_ms = their_ms.abs_diff(self.clock.now_ms());
+        (their_ms != 0 && off_ms > CLOCK_SKEW_MS).then_some(off_ms)
+    }
+
+    async fn heartbeat(&self, leader: &Leader, request: Heartbeat) -> Result<HeartbeatReply, Failure> {
         metrics::heartbeat();
         let id = request.datanode;
-        let now_ns = self.clock.steady_ns();
-        let has_news = !request.replicas.is_empty();
-        let is_known =
-            self.fleet.lock().heartbeat(id, request.incarnation, request.disks, request.replicas, now_ns);
+        let off_ms = self.clock_off_ms(request.now_ms);
+        if let Some(off_ms) = off_ms {
+            tracing::warn!(datanode = %id, off_ms, "the clock of a datanode is off: it gets no new writes; set it by NTP");
+        }
+        let named: BTreeSet<ContainerId> = request.replicas.iter().map(|report| report.container).collect();
+        let news = News {
+            incarnation: request.incarnation,
+            disks: request.disks,
+            replicas: request.replicas,
+            is_clock_off: off_ms.is_some(),
+        };
+        let is_known = leader.fleet.lock().heartbeat(id, news, self.clock.steady_ns());
         if !is_known {
             return Ok(HeartbeatReply { register_again: true, token_keys: Vec::new(), commands: Vec::new() });
         }
-        let view = if has_news { self.attend().await? } else { self.read().await? };
+        if !named.is_empty() {
+            self.attend(leader, Some(named)).await?;
+        }
         Ok(HeartbeatReply {
             register_again: false,
-            token_keys: self.checking_keys(&view)?,
-            commands: self.orders(&view, id)?,
+            token_keys: self.checking_keys(leader).await?,
+            commands: self.orders(leader, id)?,
         })
     }
 
-    /// Proposes what the reports ask for and answers a view that has it.
-    async fn attend(&self) -> Result<Arc<ReadView>, Failure> {
-        let view = self.read().await?;
-        let commands = self.decide(&view, |scene| scene.attention())?;
-        if commands.is_empty() {
-            return Ok(view);
-        }
-        for command in commands {
-            log_state_change(&command);
-            self.propose(command, Priority::Freeing).await?;
-        }
-        self.read().await
+    /// The newest rows of this replica.
+    pub(crate) fn view(&self) -> Result<ReadView, Failure> {
+        self.group.view().map_err(|error| store_failure(&error))
     }
 
-    fn orders(&self, view: &ReadView, datanode: DatanodeId) -> Result<Vec<DatanodeCommand>, Failure> {
-        let term = self.group.status().term;
-        let orders = self.decide(view, |scene| scene.orders(datanode, term))?;
-        note_orders(&mut self.fleet.lock(), datanode, &orders, self.clock.steady_ns());
-        Ok(orders)
+    /// A linearizable view.
+    pub(crate) async fn read(&self) -> Result<Arc<ReadView>, Failure> {
+        self.group.read().await.map_err(|error| match error {
+            ReadError::NotLeader { hint } => self.not_leader(hint),
+            error => read_failure(error),
+        })
     }
 
-    /// Runs a decision over a view and the fleet as it is now.
-    fn decide<T>(
-        &self,
-        view: &ReadView,
-        decide: impl FnOnce(&Scene<'_, ReadView>) -> Result<T, consensus::StoreError>,
-    ) -> Result<T, Failure> {
-        let fleet = self.fleet.lock();
-        let scene = Scene {
-            rows: view,
-            fleet: &fleet,
-            config: &self.config,
-            now_ms: self.clock.now_ms(),
-            now_ns: self.clock.steady_ns(),
-        };
-        decide(&scene).map_err(|error| store_failure(&error))
-    }
-
-    /// All live keys: what datanodes check with.
-    fn checking_keys(&self, view: &ReadView) -> Result<Vec<TokenKey>, Failure> {
-        let keys = live_keys(view, self.clock.now_ms()).map_err(|error| store_failure(&error))?;
-        Ok(keys.into_iter().map(|(key, _)| key).collect())
-    }
-
-    /// The keys OM may sign with, the one to use last: a new key only once every datanode has had time to learn it.
-    fn signing_keys(&self, view: &ReadView) -> Result<Vec<TokenKey>, Failure> {
-        let now_ms = self.clock.now_ms();
-        let mut keys = live_keys(view, now_ms).map_err(|error| store_failure(&error))?;
-        let published = |made_ms: u64| made_ms.saturating_add(TOKEN_KEY_PUBLISH_MS) <= now_ms;
-        if keys.iter().any(|(_, made_ms)| published(*made_ms)) {
-            keys.retain(|(_, made_ms)| published(*made_ms));
-        }
-        Ok(keys.into_iter().map(|(key, _)| key).collect())
-    }
-
-    /// Makes a key if there is none or the newest is a rotation old.
-    async fn rotate_token_keys(&self) -> Result<(), Failure> {
-        let view = self.read().await?;
-        let now_ms = self.clock.now_ms();
-        let keys = live_keys(&*view, now_ms).map_err(|error| store_failure(&error))?;
-        let due_ms =
-            keys.last().map(|(_, made_ms)| made_ms.saturating_add(self.config.token_key_rotation_ms));
-        if due_ms.is_some_and(|due_ms| now_ms < due_ms) {
-            return Ok(());
-        }
-        let last: Option<u64> =
-            load(&*view, META, meta::LAST_TOKEN_KEY).map_err(|error| store_failure(&error))?;
-        let command = command::AddTokenKey {
-            secret: wire::random::array(),
-            expires_ms: now_ms.saturating_add(self.config.token_key_life_ms()),
-            after: last.unwrap_or(0) as u32,
-            now_ms,
-        };
-        self.propose(Command::AddTokenKey(command), Priority::Freeing).await?;
-        tracing::info!("made a block token key");
-        Ok(())
-    }
-
-    async fn tick(&self) -> Result<(), Failure> {
-        self.rotate_token_keys().await?;
-        let view = self.attend().await?;
-        let active = active_containers(&*view).map_err(|error| store_failure(&error))?;
-        metrics::active_containers(active.len());
-        let datanodes = self.status_of_datanodes(&view)?;
-        metrics::live_datanodes(datanodes);
-        Ok(())
-    }
-
-    fn status_of_datanodes(&self, view: &ReadView) -> Result<usize, Failure> {
-        let fleet = self.fleet.lock();
-        let nodes = status::datanodes(view, &fleet, &self.config, self.clock.steady_ns());
-        let nodes = nodes.map_err(|error| store_failure(&error))?;
-        Ok(nodes.iter().filter(|node| node.liveness == Liveness::Live).count())
-    }
-
-    async fn read(&self) -> Result<Arc<ReadView>, Failure> {
-        self.group.read().await.map_err(read_failure)
-    }
-
-    async fn propose(&self, command: Command, priority: Priority) -> Result<Reply, Failure> {
+    pub(crate) async fn propose(&self, command: Command, priority: Priority) -> Result<Reply, Failure> {
         let bytes = Bytes::from(command.encode());
-        self.group.propose_with(bytes, priority).await.map_err(propose_failure)
+        self.group.propose_with(bytes, priority).await.map_err(|error| match error {
+            ProposeError::NotLeader { hint } => self.not_leader(hint),
+            error => propose_failure(error),
+        })
     }
 }
 
 #[async_trait]
 impl ScmService for Scm {
     async fn handle(&self, request: ScmRequest) -> Result<ScmReply, Failure> {
+        use ScmReply as A;
+        use ScmRequest as Q;
+        if let Q::GetGroup(_) = request {
+            return Ok(A::GetGroup(self.group.info()));
+        }
+        let leader = &*self.leading()?;
         match request {
-            ScmRequest::GrantLease(request) => self.grant_lease(request).await.map(ScmReply::GrantLease),
-            ScmRequest::SyncLeases(request) => self.sync_leases(request).await.map(ScmReply::SyncLeases),
-            ScmRequest::LogDeletions(request) => {
-                self.log_deletions(request).await.map(ScmReply::LogDeletions)
+            Q::GetGroup(_) => Ok(A::GetGroup(self.group.info())),
+            Q::GrantLease(request) => self.grant_lease(leader, request).await.map(A::GrantLease),
+            Q::SyncLeases(request) => self.sync_leases(leader, request).await.map(A::SyncLeases),
+            Q::LogDeletions(request) => self.log_deletions(request).await.map(A::LogDeletions),
+            Q::LocateContainers(request) => self.locate_containers(request).await.map(A::LocateContainers),
+            Q::DegradeContainer(request) => {
+                self.degrade_container(leader, request).await.map(A::DegradeContainer)
             }
-            ScmRequest::LocateContainers(request) => {
-                self.locate_containers(request).await.map(ScmReply::LocateContainers)
+            Q::RetireContainer(request) => self.retire_container(request).await.map(A::RetireContainer),
+            Q::ListRetirable(request) => self.list_retirable(leader, request).await.map(A::ListRetirable),
+            Q::RegisterDatanode(request) => {
+                self.register_datanode(leader, request).await.map(A::RegisterDatanode)
             }
-            ScmRequest::RegisterDatanode(request) => {
-                self.register_datanode(request).await.map(ScmReply::RegisterDatanode)
-            }
-            ScmRequest::Heartbeat(request) => self.heartbeat(request).await.map(ScmReply::Heartbeat),
-            other => Err(Failure::new(Status::Internal, format!("scm cannot do {} yet", other.name()))),
-        }
-    }
-}
-
-/// The worker: once a heartbeat interval, until SCM stops or is dropped.
-async fn work(scm: Weak<Scm>, mut stop: watch::Receiver<bool>) {
-    loop {
-        let Some(interval_ms) = scm.upgrade().map(|scm| scm.config.heartbeat_interval_ms) else { return };
-        tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(Duration::from_millis(interval_ms)) => {}
-        }
-        let Some(scm) = scm.upgrade() else { return };
-        if let Err(failure) = scm.tick().await
-            && !*stop.borrow()
-        {
-            tracing::warn!(%failure, "the container manager's regular work failed; it is tried again");
+            Q::Heartbeat(request) => self.heartbeat(leader, request).await.map(A::Heartbeat),
+            Q::ListDatanodes(_) => self.list_datanodes(leader).await.map(A::ListDatanodes),
+            Q::SetDatanode(request) => self.set_datanode(leader, request).await.map(A::SetDatanode),
+            Q::ListContainers(request) => self.list_containers(leader, request).await.map(A::ListContainers),
+            Q::GetContainers(request) => self.get_containers(leader, request).await.map(A::GetContainers),
+            Q::CloseContainer(request) => self.close_container(leader, request).await.map(A::CloseContainer),
+            Q::RaiseReplication(request) => self.raise_replication(request).await.map(A::RaiseReplication),
+            Q::ListPipelines(_) => self.list_pipelines().await.map(A::ListPipelines),
+            Q::GetRepair(_) => self.get_repair(leader).await.map(A::GetRepair),
+            Q::GetScmOverview(_) => self.get_overview(leader).await.map(A::GetScmOverview),
+            Q::MembershipChange(_) | Q::TransferLeadership(_) => Err(Failure::new(
+                Status::Invalid,
+                "this program runs scm as one replica: its members cannot change",
+            )),
         }
     }
 }
@@ -383,15 +466,11 @@ fn check(config: &ScmConfig) -> Result<(), ScmError> {
     if config.heartbeat_interval_ms == 0 || config.token_key_rotation_ms == 0 {
         return Err(ScmError::Config("intervals must not be 0"));
     }
-    Ok(())
-}
-
-fn log_state_change(command: &Command) {
-    match command {
-        Command::CloseContainers(close) => {
-            tracing::info!(containers = ?close.containers, "closing containers")
-        }
-        Command::SealContainer(seal) => tracing::info!(container = seal.container.0, "container closed"),
-        _ => {}
+    if config.stale_silence_ms > config.dead_silence_ms {
+        return Err(ScmError::Config("a datanode is stale before it is dead"));
     }
+    if config.repair_copies_max == 0 {
+        return Err(ScmError::Config("without any copy at once nothing would ever be repaired"));
+    }
+    Ok(())
 }

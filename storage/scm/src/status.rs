@@ -5,15 +5,20 @@ use std::ops::ControlFlow;
 use consensus::{GroupStatus, Rows, StoreError};
 use wire::block::{DatanodeAddress, Replication};
 use wire::ids::{ContainerId, DatanodeId};
+use wire::operator::PAGE_MAX;
 use wire::scm::{ContainerInfo, ContainerState, DiskReport};
 
 use crate::config::ScmConfig;
 use crate::fleet::{Fleet, Liveness};
 use crate::placement::awaited;
+use crate::prepare::Scene;
 use crate::schema::{
     CONTAINER, ContainerRow, DATANODE, DELETION, DatanodeRow, LEASE, OperationalState, parse_datanode,
     parse_number, scan,
 };
+
+/// A container that uses less than this share of its size is worth OM's look.
+const RETIRABLE_SHARE: u64 = 64;
 
 /// SCM at a glance. Counts are by a scan of the rows: for operators, not for hot paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +129,35 @@ pub(crate) fn datanodes(
     Ok(datanodes)
 }
 
-fn count(rows: &impl Rows, table: consensus::Table) -> Result<u64, StoreError> {
+/// CLOSED containers after `after` that hold few live bytes by their reports: OM may find them empty.
+pub(crate) fn retirable<R: Rows>(
+    scene: &Scene<'_, R>,
+    after: ContainerId,
+    max: u32,
+) -> Result<Vec<ContainerId>, StoreError> {
+    let mut found = Vec::new();
+    let max = max.min(PAGE_MAX) as usize;
+    let few = scene.config.container_bytes_max / RETIRABLE_SHARE;
+    let from = ContainerId(after.0.saturating_add(1)).to_be_bytes();
+    scan(scene.rows, CONTAINER, &from, None, |row_key, row: ContainerRow| {
+        if found.len() >= max {
+            return Ok(ControlFlow::Break(()));
+        }
+        let id = ContainerId(parse_number(CONTAINER, row_key)?);
+        let used = row
+            .valid()
+            .filter_map(|replica| scene.fleet.report(replica.datanode, id, replica.generation))
+            .map(|report| report.used_bytes)
+            .max();
+        if row.state == ContainerState::Closed && used.is_some_and(|used| used <= few) {
+            found.push(id);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
+}
+
+pub(crate) fn count(rows: &impl Rows, table: consensus::Table) -> Result<u64, StoreError> {
     let mut count = 0;
     rows.scan(table, &[], None, &mut |_, _| {
         count += 1;

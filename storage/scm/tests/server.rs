@@ -50,7 +50,12 @@ struct Cluster {
 impl Cluster {
     async fn open(dir: &Path) -> Self {
         let clock = Arc::new(HandClock::default());
-        let scm = Scm::open_with(config(dir), clock.clone()).await.unwrap();
+        Self::open_with(config(dir), clock).await
+    }
+
+    async fn open_with(config: ScmConfig, clock: Arc<HandClock>) -> Self {
+        let scm = Scm::open_with(config, clock.clone()).await.unwrap();
+        scm.wait_ready().await.unwrap();
         Self { scm, clock }
     }
 
@@ -219,8 +224,7 @@ async fn containers_open_up_to_the_wanted_number_and_never_beyond_the_limit() {
     let clock = Arc::new(HandClock::default());
     let mut narrow = config(dir.path());
     (narrow.open_containers, narrow.open_containers_max) = (2, 3);
-    let scm = Scm::open_with(narrow, clock.clone()).await.unwrap();
-    let cluster = Cluster { scm, clock };
+    let cluster = Cluster::open_with(narrow, clock).await;
     cluster.register(1, 10).await;
     let mut containers = Vec::new();
     for request in 1..=4 {
@@ -346,8 +350,7 @@ async fn keys_rotate_daily_and_datanodes_learn_them_before_om_signs() {
     let mut quick = config(dir.path());
     quick.heartbeat_interval_ms = 5;
     let clock = Arc::new(HandClock::default());
-    let scm = Scm::open_with(quick, clock.clone()).await.unwrap();
-    let cluster = Cluster { scm, clock };
+    let cluster = Cluster::open_with(quick, clock).await;
     cluster.clock.advance_ms(DAY_MS);
     // The worker sees the day pass by itself: wait for its key.
     let keys = loop {

@@ -18,10 +18,11 @@ use consensus::{Rows, StoreError, WriteBatch};
 use wire::scm::ContainerState;
 
 use super::Reply;
+use super::container::save_container;
 use crate::command::{LogDeletions, PassDeletions};
 use crate::schema::{
-    CONTAINER, ContainerRow, DELETION, DeletionBatchRow, DeletionRow, META, ReplicaState, container,
-    deletion_key, load, meta, parse_deletion_key, save,
+    ContainerRow, DELETION, DeletionBatchRow, DeletionRow, META, ReplicaState, container, deletion_key, load,
+    meta, parse_deletion_key, save,
 };
 
 /// Transactions one command drops at most; the rest goes with the next.
@@ -53,7 +54,7 @@ pub(super) fn log(batch: &mut WriteBatch<'_>, command: LogDeletions) -> Result<R
         row.last_deletion += 1;
         let row_key = deletion_key(part.container, row.last_deletion);
         save(batch, DELETION, &row_key, &DeletionRow { blocks: part.blocks })?;
-        save(batch, CONTAINER, &part.container.to_be_bytes(), &row)?;
+        save_container(batch, part.container, &row)?;
     }
     let progress = DeletionBatchRow {
         batch: command.batch,
@@ -85,13 +86,17 @@ pub(super) fn pass(batch: &mut WriteBatch<'_>, command: &PassDeletions) -> Resul
     for row_key in &passed {
         batch.delete(DELETION, row_key)?;
     }
-    save(batch, CONTAINER, &command.container.to_be_bytes(), &row)?;
+    save_container(batch, command.container, &row)?;
     Ok(Reply::Done)
 }
 
 impl ContainerRow {
-    /// The last transaction that every VALID and COPYING replica has made durable; 0 if one has not said.
+    /// The last transaction that every VALID and COPYING replica has made durable; 0 if one has not said. Of a container
+    /// that is being dropped or gone, nobody needs to pass any.
     pub(crate) fn passed_by_all(&self, done: &[(wire::ids::DatanodeId, wire::ids::Generation, u64)]) -> u64 {
+        if matches!(self.state, ContainerState::Deleting | ContainerState::Deleted) {
+            return self.last_deletion;
+        }
         let passed = |datanode, generation| {
             let found = done.iter().find(|(id, life, _)| (*id, *life) == (datanode, generation));
             found.map_or(0, |(_, _, transaction)| *transaction)

@@ -8,6 +8,8 @@
 //!
 //! Not here: loans, which are OM's.
 
+use std::ops::ControlFlow;
+
 use consensus::{Rows, StoreError, WriteBatch};
 use wire::ids::{ContainerId, LeaseId, LocalId};
 use wire::scm::{ContainerState, Lease};
@@ -16,6 +18,7 @@ use super::{Reply, advance_clock, container as containers, next_number, pipeline
 use crate::command::GrantLease;
 use crate::schema::{
     CONTAINER, ContainerRow, LEASE, LOCAL_IDS_MAX, LeaseRow, REQUEST, container, corrupt, load, meta, save,
+    scan,
 };
 
 /// Grants a lease.
@@ -40,12 +43,22 @@ pub(super) fn grant(batch: &mut WriteBatch<'_>, command: GrantLease) -> Result<R
     };
     let first = row.next_local;
     row.next_local = LocalId(first.0 + command.count);
-    save(batch, CONTAINER, &container_id.to_be_bytes(), &row)?;
+    containers::save_container(batch, container_id, &row)?;
     let id = LeaseId(next_number(batch, meta::LAST_LEASE)?);
     let lease = LeaseRow { container: container_id, first, count: command.count, request: command.request };
     save(batch, LEASE, &id.to_be_bytes(), &lease)?;
     save(batch, REQUEST, &request_key, &id)?;
     Ok(Reply::Lease(Box::new(describe(batch, id)?)))
+}
+
+/// Whether a lease of the container stands.
+pub(super) fn is_leased(rows: &impl Rows, container: ContainerId) -> Result<bool, StoreError> {
+    let mut found = false;
+    scan(rows, LEASE, &[], None, |_, row: LeaseRow| {
+        found = row.container == container;
+        Ok(if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(found)
 }
 
 /// Forgets leases whose end OM has logged. Unknown ones were returned before.

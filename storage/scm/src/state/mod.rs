@@ -10,15 +10,16 @@ mod datanode;
 mod deletion;
 mod lease;
 mod pipeline;
+mod replica;
 #[cfg(test)]
 mod tests;
 mod token_key;
 
 use consensus::{Entry, Rows, StateMachine, StoreError, Table, WriteBatch};
 use wire::clock::UnixMs;
-use wire::scm::Lease;
+use wire::scm::{Degraded, Lease};
 
-pub(crate) use self::container::locate;
+pub(crate) use self::container::{address, locate, replicas_min};
 pub(crate) use self::token_key::live_keys;
 use crate::command::Command;
 use crate::schema::{META, TABLES, load, meta, save};
@@ -34,6 +35,10 @@ pub(crate) enum Reply {
     NoContainer,
     /// An earlier part of the batch is missing: another batch of the same number came in between.
     OutOfOrder,
+    /// Whether a writer may leave out who did not acknowledge.
+    Degraded(Degraded),
+    /// The state has moved on, or never allowed it: nothing was done.
+    Refused(&'static str),
 }
 
 /// SCM as a state machine. All of its state is in rows.
@@ -62,6 +67,16 @@ pub(crate) fn apply(batch: &mut WriteBatch<'_>, command: Command) -> Result<Repl
         Command::PassDeletions(command) => deletion::pass(batch, &command),
         Command::RegisterDatanode(command) => datanode::register(batch, command),
         Command::AddTokenKey(command) => token_key::add(batch, &command),
+        Command::DegradeContainer(command) => container::degrade(batch, &command),
+        Command::RetireContainer(command) => container::retire(batch, command.container),
+        Command::RaiseContainers(command) => container::raise(batch, &command),
+        Command::InvalidateReplicas(command) => replica::invalidate(batch, &command),
+        Command::BeginCopy(command) => replica::begin_copy(batch, &command),
+        Command::EndCopy(command) => replica::end_copy(batch, &command),
+        Command::DeleteReplicas(command) => replica::delete(batch, &command),
+        Command::ForgetReplicas(command) => replica::forget(batch, &command),
+        Command::SetDatanode(command) => datanode::set(batch, &command),
+        Command::ForgetDatanode(command) => datanode::forget(batch, &command),
     }
 }
 

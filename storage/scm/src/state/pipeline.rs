@@ -1,8 +1,12 @@
 //! Pipelines: the datanodes that write an open container.
 //!
-//! Invariant: no datanode is in a pipeline twice.
+//! Invariants:
+//! * No datanode is in a pipeline twice.
+//! * The same members of the same replication type are one pipeline for ever.
 //!
 //! Not here: choosing the members (`prepare`).
+
+use std::ops::ControlFlow;
 
 use consensus::{Rows, StoreError, WriteBatch};
 use wire::block::{Pipeline, Replication};
@@ -10,9 +14,9 @@ use wire::ids::{DatanodeId, PipelineId};
 
 use super::container::address;
 use super::next_number;
-use crate::schema::{PIPELINE, PipelineRow, corrupt, load, meta, save};
+use crate::schema::{PIPELINE, PipelineRow, corrupt, load, meta, parse_number, save, scan};
 
-/// Records a pipeline of `members`.
+/// The pipeline of `members`, recorded if they never were one.
 pub(super) fn create(
     batch: &mut WriteBatch<'_>,
     replication: Replication,
@@ -20,8 +24,20 @@ pub(super) fn create(
 ) -> Result<PipelineId, StoreError> {
     members.sort();
     assert!(members.windows(2).all(|pair| pair[0] != pair[1]), "a datanode is twice in a pipeline");
+    let row = PipelineRow { replication, members };
+    // As many rows as there were sets of members, not as containers.
+    let mut known = None;
+    scan(batch, PIPELINE, &[], None, |row_key, found: PipelineRow| {
+        if found == row {
+            known = Some(PipelineId(parse_number(PIPELINE, row_key)?));
+        }
+        Ok(if known.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    if let Some(id) = known {
+        return Ok(id);
+    }
     let id = PipelineId(next_number(batch, meta::LAST_PIPELINE)?);
-    save(batch, PIPELINE, &id.to_be_bytes(), &PipelineRow { replication, members })?;
+    save(batch, PIPELINE, &id.to_be_bytes(), &row)?;
     Ok(id)
 }
 

@@ -1,6 +1,7 @@
 //! Bytes that must decode for ever: one sample of each command and row, as the first version wrote them.
 //!
-//! A sample is never changed. A new version of a command or row brings a new sample beside the old one.
+//! A sample is never changed. A new version of a command or row brings a new sample beside the old one: what the second
+//! version appended to has one in `samples_v2.txt`.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -8,7 +9,10 @@ use wire::block::Replication;
 use wire::ids::{ContainerId, Generation, LeaseId, LocalId, PipelineId};
 use wire::scm::ContainerState;
 
-use super::{add_token_key, close, datanode, delete, give_back, grant, pass, register, seal};
+use super::{
+    add_token_key, begin_copy, close, datanode, degrade, delete, delete_replicas, end_copy, forget_datanode,
+    forget_replicas, give_back, grant, invalidate, life, pass, raise, register, retire, seal, set_datanode,
+};
 use crate::command::Command;
 use crate::schema::{
     ContainerRow, DatanodeRow, DeletionBatchRow, DeletionRow, DiskRow, LeaseRow, OperationalState,
@@ -16,10 +20,11 @@ use crate::schema::{
 };
 
 /// The samples, by name, in hexadecimal.
-const SAMPLES: &str = include_str!("samples_v1.txt");
+const SAMPLES_V1: &str = include_str!("samples_v1.txt");
+const SAMPLES_V2: &str = include_str!("samples_v2.txt");
 
-fn sample(name: &str) -> Vec<u8> {
-    let line = SAMPLES.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+fn sample(samples: &str, name: &str) -> Vec<u8> {
+    let line = samples.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let digits = line.unwrap_or_else(|| panic!("no sample {name}")).as_bytes();
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
     digits.chunks(2).map(byte).collect()
@@ -32,8 +37,83 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &s
         println!("SAMPLE {name} {digits}");
         return;
     }
-    assert_eq!(rmp_serde::from_slice::<T>(&sample(name)).unwrap(), *row, "{name} decodes");
-    assert_eq!(bytes, sample(name), "{name} is encoded as before");
+    let is_changed = SAMPLES_V2.lines().any(|line| line.split(' ').next() == Some(name));
+    assert_eq!(rmp_serde::from_slice::<T>(&sample(SAMPLES_V1, name)).unwrap(), *row, "{name} decodes");
+    if !is_changed {
+        assert_eq!(bytes, sample(SAMPLES_V1, name), "{name} is encoded as before");
+    }
+}
+
+fn check_v2<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, row: &T) {
+    let bytes = encode(row);
+    if std::env::var_os("PRINT_SAMPLES").is_some() {
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        println!("SAMPLE2 {name} {digits}");
+        return;
+    }
+    assert_eq!(rmp_serde::from_slice::<T>(&sample(SAMPLES_V2, name)).unwrap(), *row, "{name} decodes");
+    assert_eq!(bytes, sample(SAMPLES_V2, name), "{name} is encoded as before");
+}
+
+#[test]
+fn commands_of_the_second_version_decode() {
+    let mut named = register(1);
+    if let Command::RegisterDatanode(command) = &mut named {
+        (command.node, command.rack) = ("d1".to_owned(), "r1".to_owned());
+    }
+    let commands: [(&str, Command); 11] = [
+        ("register_datanode", named),
+        ("degrade_container", degrade(4, 1, &[1, 2], 1_700_000_000_000)),
+        ("retire_container", retire(4)),
+        ("invalidate_replicas", invalidate(4, &[(3, 1)], 1_700_000_000_000)),
+        ("begin_copy", begin_copy(4, (1, 1), 5)),
+        ("end_copy", end_copy(4, (5, 2), 17)),
+        ("delete_replicas", delete_replicas(4, &[(3, 1)])),
+        ("forget_replicas", forget_replicas(4, &[(3, 1)])),
+        ("raise_containers", raise(&[4, 300], 1_700_000_000_000)),
+        ("set_datanode", set_datanode(3, OperationalState::EnteringMaintenance, Some(1_700_000_000_000))),
+        ("forget_datanode", forget_datanode(3, &[4], true)),
+    ];
+    for (name, command) in commands {
+        check_v2(name, &command);
+    }
+}
+
+#[test]
+fn rows_of_the_second_version_decode() {
+    let replica = ReplicaRow {
+        datanode: datanode(5),
+        generation: Generation(2),
+        index: 0,
+        state: ReplicaState::Copying,
+        source: Some(life(1, 1)),
+    };
+    let container = ContainerRow {
+        state: ContainerState::Closed,
+        replication: Replication::Three,
+        pipeline: PipelineId(2),
+        generation: Generation(1),
+        created_ms: 1_700_000_000_000,
+        next_local: LocalId(65_537),
+        last_deletion: 3,
+        purged_deletion: 1,
+        replicas: vec![replica],
+        closing_ms: 1_700_000_000_001,
+        last_generation: Generation(2),
+    };
+    check_v2("container", &container);
+    check_v2("tended", &());
+    let datanode = DatanodeRow {
+        address: None,
+        incarnation: 5,
+        registered_ms: 6,
+        operational: OperationalState::EnteringMaintenance,
+        disks: Vec::new(),
+        node: "d1".to_owned(),
+        rack: "r1".to_owned(),
+        maintenance_until_ms: Some(1_700_000_000_000),
+    };
+    check_v2("datanode", &datanode);
 }
 
 #[test]
@@ -55,8 +135,13 @@ fn commands_of_the_first_version_decode() {
 
 #[test]
 fn rows_of_the_first_version_decode() {
-    let replica =
-        ReplicaRow { datanode: datanode(1), generation: Generation(1), index: 0, state: ReplicaState::Valid };
+    let replica = ReplicaRow {
+        datanode: datanode(1),
+        generation: Generation(1),
+        index: 0,
+        state: ReplicaState::Valid,
+        source: None,
+    };
     let container = ContainerRow {
         state: ContainerState::Closing,
         replication: Replication::One,
@@ -68,13 +153,24 @@ fn rows_of_the_first_version_decode() {
         purged_deletion: 1,
         replicas: vec![replica],
         closing_ms: 1_700_000_000_001,
+        last_generation: Generation(0),
     };
     check("container", &container);
     check("active", &());
     let disks = vec![DiskRow { path: "disk0".to_owned(), capacity_bytes: 1 << 40 }];
     let address = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 7000)).into());
     let operational = OperationalState::InService;
-    check("datanode", &DatanodeRow { address, incarnation: 5, registered_ms: 6, operational, disks });
+    let datanode_row = DatanodeRow {
+        address,
+        incarnation: 5,
+        registered_ms: 6,
+        operational,
+        disks,
+        node: String::new(),
+        rack: String::new(),
+        maintenance_until_ms: None,
+    };
+    check("datanode", &datanode_row);
     check(
         "pipeline",
         &PipelineRow { replication: Replication::Three, members: vec![datanode(1), datanode(2)] },
@@ -89,7 +185,7 @@ fn rows_of_the_first_version_decode() {
 #[test]
 fn appended_fields_are_optional() {
     // A container row from before `closing_ms`: an array that is one shorter.
-    let mut bytes = sample("container");
+    let mut bytes = sample(SAMPLES_V1, "container");
     assert_eq!(bytes[0], 0x9a, "an array of ten");
     bytes[0] = 0x99;
     bytes.truncate(bytes.len() - 9);

@@ -73,6 +73,8 @@ fn register(number: u64) -> Command {
         incarnation: 1,
         disks: Vec::new(),
         now_ms: 1000,
+        node: String::new(),
+        rack: String::new(),
     })
 }
 
@@ -115,4 +117,66 @@ fn give_back(leases: &[u64]) -> Command {
 fn add_token_key(after: u32, now_ms: u64) -> Command {
     let expires_ms = now_ms + 2000;
     Command::AddTokenKey(command::AddTokenKey { secret: [7; 32], expires_ms, after, now_ms })
+}
+
+fn life(number: u64, generation: u64) -> (DatanodeId, Generation) {
+    (datanode(number), Generation(generation))
+}
+
+fn lives(members: &[(u64, u64)]) -> Vec<(DatanodeId, Generation)> {
+    members.iter().map(|(number, generation)| life(*number, *generation)).collect()
+}
+
+fn degrade(container: u64, generation: u64, acknowledged: &[u64], now_ms: u64) -> Command {
+    Command::DegradeContainer(command::DegradeContainer {
+        container: ContainerId(container),
+        generation: Generation(generation),
+        acknowledged: acknowledged.iter().map(|number| datanode(*number)).collect(),
+        now_ms,
+    })
+}
+
+fn retire(container: u64) -> Command {
+    Command::RetireContainer(command::RetireContainer { container: ContainerId(container) })
+}
+
+fn invalidate(container: u64, replicas: &[(u64, u64)], now_ms: u64) -> Command {
+    let (container, replicas) = (ContainerId(container), lives(replicas));
+    Command::InvalidateReplicas(command::InvalidateReplicas { container, replicas, now_ms })
+}
+
+fn begin_copy(container: u64, source: (u64, u64), target: u64) -> Command {
+    let (container, source) = (ContainerId(container), life(source.0, source.1));
+    Command::BeginCopy(command::BeginCopy { container, source, target: datanode(target) })
+}
+
+fn end_copy(container: u64, target: (u64, u64), deletion_done: u64) -> Command {
+    let (datanode, generation) = life(target.0, target.1);
+    let container = ContainerId(container);
+    Command::EndCopy(command::EndCopy { container, datanode, generation, deletion_done })
+}
+
+fn delete_replicas(container: u64, replicas: &[(u64, u64)]) -> Command {
+    let (container, replicas) = (ContainerId(container), lives(replicas));
+    Command::DeleteReplicas(command::DeleteReplicas { container, replicas })
+}
+
+fn forget_replicas(container: u64, replicas: &[(u64, u64)]) -> Command {
+    let (container, replicas) = (ContainerId(container), lives(replicas));
+    Command::ForgetReplicas(command::ForgetReplicas { container, replicas })
+}
+
+fn raise(containers: &[u64], now_ms: u64) -> Command {
+    let containers = containers.iter().map(|id| ContainerId(*id)).collect();
+    Command::RaiseContainers(command::RaiseContainers { containers, now_ms })
+}
+
+fn set_datanode(number: u64, operational: schema::OperationalState, until_ms: Option<u64>) -> Command {
+    let (datanode, maintenance_until_ms) = (datanode(number), until_ms);
+    Command::SetDatanode(command::SetDatanode { datanode, operational, maintenance_until_ms })
+}
+
+fn forget_datanode(number: u64, containers: &[u64], is_last: bool) -> Command {
+    let containers = containers.iter().map(|id| ContainerId(*id)).collect();
+    Command::ForgetDatanode(command::ForgetDatanode { datanode: datanode(number), containers, is_last })
 }

@@ -7,7 +7,10 @@ use consensus::Rows;
 use goldenscript::{Command as Line, Context, Runner};
 use wire::ids::ContainerId;
 
-use super::{Core, Reply, add_token_key, close, delete, give_back, grant, pass, register, seal};
+use super::{
+    Core, Reply, add_token_key, begin_copy, close, degrade, delete, delete_replicas, end_copy,
+    forget_datanode, forget_replicas, give_back, grant, invalidate, pass, raise, register, retire, seal,
+};
 use crate::schema::{LEASE, ReplicaState};
 use crate::state::{live_keys, locate};
 
@@ -33,6 +36,19 @@ impl Words {
 
     fn number(&self, key: &str) -> Option<u64> {
         self.list(key).first().copied()
+    }
+
+    /// `3g1-4g2`: the first replica of node 3 and one of generation 2 of node 4.
+    fn lives(&self, key: &str) -> Vec<(u64, u64)> {
+        let mut args = self.0.consume_args();
+        let text = args.take_key(key).unwrap_or_default();
+        let words = text.split('-').filter(|word| !word.is_empty());
+        words
+            .map(|word| {
+                let (node, generation) = word.split_once('g').unwrap();
+                (node.parse().unwrap(), generation.parse().unwrap())
+            })
+            .collect()
     }
 
     fn need(&self, key: &str) -> u64 {
@@ -64,6 +80,31 @@ impl Runner for ScriptRunner {
                 let done: Vec<_> = words.list("members").into_iter().zip(through).collect();
                 core.apply_twice(&pass(words.need("container"), &done))
             }
+            "degrade" => {
+                let generation = words.number("generation").unwrap_or(1);
+                let acknowledged = words.list("acknowledged");
+                core.apply_twice(&degrade(words.need("container"), generation, &acknowledged, now_ms))
+            }
+            "retire" => core.apply_twice(&retire(words.need("container"))),
+            "raise" => core.apply_twice(&raise(&[words.need("container")], now_ms)),
+            "invalidate" => {
+                core.apply_twice(&invalidate(words.need("container"), &words.lives("replicas"), now_ms))
+            }
+            "begin-copy" => {
+                let source = words.lives("source")[0];
+                core.apply(&begin_copy(words.need("container"), source, words.need("target")))
+            }
+            "end-copy" => {
+                let done = words.number("done").unwrap_or(0);
+                core.apply_twice(&end_copy(words.need("container"), words.lives("replica")[0], done))
+            }
+            "drop" => core.apply_twice(&delete_replicas(words.need("container"), &words.lives("replicas"))),
+            "dropped" => {
+                core.apply_twice(&forget_replicas(words.need("container"), &words.lives("replicas")))
+            }
+            "forget-datanode" => {
+                core.apply_twice(&forget_datanode(words.need("node"), &words.list("containers"), true))
+            }
             "add-key" => core.apply_twice(&add_token_key(words.need("after") as u32, now_ms)),
             "show-container" => return Ok(show_container(core, words.need("container"))),
             "show-leases" => return Ok(show_leases(core)),
@@ -81,6 +122,8 @@ impl Runner for ScriptRunner {
             Reply::Done => "done\n".to_owned(),
             Reply::NoContainer => "no container\n".to_owned(),
             Reply::OutOfOrder => "out of order\n".to_owned(),
+            Reply::Degraded(degraded) => format!("{degraded:?}\n").to_lowercase(),
+            Reply::Refused(why) => format!("refused: {why}\n"),
             Reply::Lease(lease) => {
                 let last = lease.first.0 + lease.count - 1;
                 let members: Vec<_> =
@@ -101,12 +144,22 @@ fn show_container(core: &Core, id: u64) -> String {
         row.state, row.next_local, row.last_deletion, row.purged_deletion, row.created_ms, row.closing_ms
     );
     for replica in &row.replicas {
-        assert_eq!(replica.state, ReplicaState::Valid);
-        let _ =
-            writeln!(text, "  replica on {} generation {}", replica.datanode.0.as_u128(), replica.generation);
+        let (node, generation) = (replica.datanode.0.as_u128(), replica.generation);
+        let _ = write!(text, "  replica on {node} generation {generation}");
+        let _ = match (replica.state, replica.source) {
+            (ReplicaState::Valid, _) => writeln!(text),
+            (state, Some((source, _))) => {
+                writeln!(text, " {} of {}", format!("{state:?}").to_uppercase(), source.0.as_u128())
+            }
+            (state, None) => writeln!(text, " {}", format!("{state:?}").to_uppercase()),
+        };
     }
-    let location = locate(&core.store.view(), ContainerId(id)).unwrap().unwrap();
-    let _ = writeln!(text, "  readable at {} nodes", location.replicas.len());
+    let readable =
+        locate(&core.store.view(), ContainerId(id)).unwrap().map(|location| location.replicas.len());
+    let _ = match readable {
+        Some(nodes) => writeln!(text, "  readable at {nodes} nodes"),
+        None => writeln!(text, "  gone"),
+    };
     text
 }
 
@@ -159,4 +212,29 @@ fn deletion_batch_is_logged_once() {
 #[test]
 fn token_keys_rotate() {
     run("token_key/rotation");
+}
+
+#[test]
+fn writers_leave_out_who_did_not_acknowledge() {
+    run("container/degrade");
+}
+
+#[test]
+fn empty_containers_are_dropped_for_good() {
+    run("container/retire");
+}
+
+#[test]
+fn copies_come_from_sealed_replicas_alone() {
+    run("replica/copy");
+}
+
+#[test]
+fn last_valid_replica_stays() {
+    run("replica/last_valid");
+}
+
+#[test]
+fn containers_of_one_replica_are_raised() {
+    run("container/raise");
 }

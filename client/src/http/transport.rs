@@ -30,7 +30,8 @@ use wire::status::{Failure, Status};
 
 use super::auth::{self, AnswerHead, BodyDigest, CallHead, Nonce, ahead_or_behind, check_answer};
 use super::connect::Connector;
-use super::frame::FrameReader;
+use super::frame::{FrameReader, MESSAGE_BYTES_MAX};
+use super::rpc::{decode_answer, only_failure};
 use super::tls::Tls;
 use super::{IDLE_TIMEOUT, RPC_DEADLINE};
 
@@ -149,20 +150,15 @@ impl Transport {
         }
     }
 
-    /// Calls with a whole body and answers with the whole answer: for services that are not of this crate.
-    pub async fn exchange(
-        &self,
-        peer: &HostPort,
-        path: &str,
-        body: Bytes,
-        answer_bytes_max: usize,
-    ) -> Result<Bytes, Failure> {
+    /// Calls with a whole body a service that answers nothing but its outcome.
+    pub async fn exchange(&self, peer: &HostPort, path: &str, body: Bytes) -> Result<(), Failure> {
         let exchange = async {
             let reply = self.send(peer, Method::POST, path, &body_digest(&body), whole(body)).await?;
-            reply.collect(answer_bytes_max).await
+            reply.collect(MESSAGE_BYTES_MAX).await
         };
         let late = |_| Failure::new(Status::Unknown, format!("no answer from {peer} in time"));
-        timeout(RPC_DEADLINE, exchange).await.map_err(late)?
+        let bytes = timeout(RPC_DEADLINE, exchange).await.map_err(late)??;
+        only_failure(decode_answer(peer, &bytes))
     }
 
     /// Whether a streamed answer's last message is proven.
@@ -280,14 +276,12 @@ fn unanswered(peer: &HostPort, error: &hyper_util::client::legacy::Error) -> Fai
     let mut status = if error.is_connect() { Status::Retry } else { Status::Unknown };
     let cause = root_cause(error);
     let mut text = cause.to_string();
-    if let Some(error) = cause.downcast_ref::<rustls::Error>() {
-        if is_about_certificates(error) {
-            // Whoever says so has not looked at the call.
-            status = Status::Denied;
-            text = format!(
-                "{text}; are both certificates from the cluster's authority, for these names, and in date?"
-            );
-        }
+    if cause.downcast_ref::<rustls::Error>().is_some_and(is_about_certificates) {
+        // Whoever says so has not looked at the call.
+        status = Status::Denied;
+        text = format!(
+            "{text}; are both certificates from the cluster's authority, for these names, and in date?"
+        );
     }
     Failure::new(status, format!("no answer from {peer}: {text}"))
 }

@@ -66,6 +66,11 @@ impl Roles {
         readiness: &Readiness,
         stopping: &CancellationToken,
     ) -> anyhow::Result<Self> {
+        if config.meta.len() > 1 {
+            // Each would lead a group of its own, and they would hold two truths.
+            let what = "several [[meta]] nodes cannot be run yet: make the cluster with one";
+            return Err(anyhow::anyhow!(what).context(Unusable));
+        }
         let key = cluster.key()?;
         let cluster_key = ClusterKey::new(cluster.id, key);
         let listener = match config.internal.transport {

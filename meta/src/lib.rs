@@ -4,11 +4,12 @@
 //! consensus -> `state` apply (pure, every replica) -> reply. A read takes a linearizable view and answers from its rows.
 //!
 //! ```text
-//!  server.rs    shell: OmService, views, tokens                   worker/*.rs  background work, each with a status
+//!  server.rs    shell: OmService, proposals, views                worker/*.rs  background work, each with a status
 //!  leader.rs    terms of leadership begin and end                 leases.rs    leader memory: leases, token keys
 //!  prepare.rs   leader side, before the log                       locations.rs where containers are
 //!  command.rs   what raft logs (a format)                         seal.rs      secrets at rest, signing keys
-//!  operators.rs what operators ask
+//!  answer.rs    what gateways ask: keys                           lending.rs   sessions and loans
+//!  operators.rs what operators ask                                credentials.rs users, signing keys
 //!  schema.rs    tables, row keys, rows (a format)                 state/*.rs   apply, one file a noun
 //!  inspect.rs   rows and commands as text
 //! ```
@@ -20,13 +21,16 @@
 //!
 //! Not here: S3 words (gateway), bytes of keys (datanodes), who may do what (gateway decides, OM enforces freshness).
 
+mod answer;
 mod command;
 mod config;
+mod credentials;
 mod error;
 pub mod inspect;
 mod interim;
 mod leader;
 mod leases;
+mod lending;
 mod locations;
 mod metrics;
 mod operators;

@@ -51,9 +51,6 @@ pub(crate) const REPLICA_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) const LAST_PATIENCE: Duration = Duration::from_secs(10);
 /// A timer that is late by this much says that this process stood still, and nothing about the datanodes.
 pub(crate) const STANDSTILL: Duration = Duration::from_millis(250);
-/// After the first run of a block, refusals are waited for this long: a datanode refuses on the head alone, and what was
-/// sent by then can still be written elsewhere.
-const REFUSAL_WAIT: Duration = Duration::from_millis(2);
 /// Replicas that THREE must not go below by leaving out others.
 const THREE_MIN: usize = 2;
 
@@ -240,15 +237,6 @@ impl BlockWrite {
             }
         }
         self.fed = wanted;
-        if wanted == 1 && self.replicas.len() > 1 {
-            // Not a second of progress, so no verdict about stalls.
-            let refusals =
-                poll_fn(|context| if self.poll_writes(context) { Poll::Ready(()) } else { Poll::Pending });
-            let _ = tokio::time::timeout(REFUSAL_WAIT, refusals).await;
-            if let Some(verdict) = self.verdict() {
-                return verdict;
-            }
-        }
         Verdict::Reached
     }
 

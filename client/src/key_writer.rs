@@ -49,8 +49,8 @@ use crate::session::Session;
 
 /// Bytes of a run of a streamed body: four chunks. Larger runs save little and cost memory per connection.
 const STREAM_RUN_BYTES: usize = 4 * CHUNK_BYTES;
-/// Runs of a longer body held for a rewrite elsewhere. In process a datanode refuses before it takes the first run, over
-/// HTTP within a moment (see `block_write`), so hardly more than this can have been sent.
+/// Runs of a longer body held for a rewrite elsewhere. A datanode refuses before it takes the first run, also over HTTP, so
+/// no more than this can have been fed by then.
 const RUNS_HELD: usize = RUNS_IN_FLIGHT_MAX + 2;
 /// Blocks tried for the same bytes, after refusals and failures.
 const BLOCKS_TRIED_MAX: u32 = 7;

@@ -312,3 +312,33 @@ pub fn write_zeros(file: &dyn BlockFile, offset: u64, length: u64) -> io::Result
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_keeps_what_was_synced_and_reads_it_past_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Directory::open(&dir.path().join("made")).unwrap();
+        assert!(disk.lock().unwrap());
+        let file = disk.open("new", OpenMode::Fresh).unwrap();
+        file.allocate(0, 1 << 20).unwrap();
+        file.write_at(4096, &[b"some ", b"bytes"]).unwrap();
+        file.sync_all().unwrap();
+        file.drop_cached().unwrap();
+        assert_eq!(file.read_at(4096, 10).unwrap(), b"some bytes");
+        assert_eq!(file.read_at((1 << 20) - 3, 10).unwrap(), [0; 3], "fewer only at the end");
+        file.punch(4096, 4096).unwrap();
+        assert_eq!(file.read_at(4096, 10).unwrap(), [0; 10]);
+        disk.rename("new", "old").unwrap();
+        disk.sync_names().unwrap();
+        assert_eq!(disk.list().unwrap(), ["lock", "old"]);
+        assert!(disk.open("new", OpenMode::Existing).is_err());
+        let other = Directory::open(&dir.path().join("made")).unwrap();
+        assert!(!other.lock().unwrap(), "one process serves a disk");
+        assert!(disk.room().unwrap().capacity > 0);
+        std::fs::remove_dir_all(dir.path().join("made")).unwrap();
+        assert!(disk.room().is_err(), "a directory that is gone is noticed");
+    }
+}

@@ -7,11 +7,14 @@ mod rig;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::service::Datanodes;
+use bytes::Bytes;
+use client::service::{DatanodeService, Datanodes};
 use datanode::{Datanode, DatanodeConfig, OpenError};
+use futures_util::StreamExt;
 use platform::disk::DiskIo;
 use platform::simulated::{Faults, SimulatedDisk};
 use rig::{FakeScm, Rig, pattern, simulated};
+use wire::chunk::ChunkRun;
 use wire::ids::{ClusterId, ContainerId, Generation, LocalId};
 use wire::scm::{DatanodeAction, ReplicaCondition, ReplicaReport, ScmRequest};
 use wire::status::Status;
@@ -433,4 +436,74 @@ async fn a_directory_that_cannot_be_made_is_left_out_if_another_can() {
     };
     tokio::time::timeout(Duration::from_secs(15), is_failed).await.unwrap();
     datanode.shutdown().await;
+}
+
+#[test]
+fn a_killed_node_does_nothing_more_and_its_successor_finds_what_was_acknowledged() {
+    const NODE: platform::node::NodeIndex = 2;
+    for seed in 0..8 {
+        simulated(seed, async {
+            let disk = SimulatedDisk::new(1 << 28);
+            let here = disk.clone();
+            let rig = platform::node::scope(Some(NODE), async move {
+                let rig = Rig::on(here, |_| {}).await;
+                for local in 0..4 {
+                    rig.write(1, local, &pattern(local, 20_000)).await.unwrap();
+                }
+                // Cut off while it streams.
+                let streaming = rig.clone();
+                platform::task::spawn(async move {
+                    let run = ChunkRun::new(Bytes::from(pattern(9, 65_536)));
+                    let body = futures_util::stream::iter(0..30).then(move |_| {
+                        let run = run.clone();
+                        async move {
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                            Ok(run)
+                        }
+                    });
+                    let request = streaming.write_request(1, 100, 30 * 65_536);
+                    streaming.datanode.write_block(request, Box::pin(body)).await.map(|_| ())
+                });
+                tokio::time::sleep(Duration::from_millis(seed * 5)).await;
+                rig
+            })
+            .await;
+            let entry =
+                rig.write(1, 3, &pattern(3, 20_000)).await.expect("the repeat of a write is answered");
+            // The power first, then the tasks: what they let go of writes nothing any more.
+            disk.crash(seed);
+            let at_the_cut = disk.trace_hash();
+            platform::node::kill(NODE);
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            assert_eq!(disk.trace_hash(), at_the_cut);
+            let config = rig.config.clone();
+            drop(rig);
+            let again = platform::node::scope(Some(NODE), Rig::on(disk, |set| *set = config)).await;
+            assert!(again.read(&entry, 0, 20_000).await.unwrap() == pattern(3, 20_000));
+            assert!(again.report_of(1).unwrap().is_sealed);
+        });
+    }
+}
+
+#[test]
+fn an_scm_that_has_forgotten_hears_all_again() {
+    simulated(10, async {
+        let rig = Rig::new().await;
+        rig.write(1, 1, b"bytes").await.unwrap();
+        is_told(&rig, 1, ReplicaCondition::Whole).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        rig.scm.requests.lock().clear();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(told(&rig, 1).is_empty(), "nothing is new");
+        rig.scm.interval_ms.store(60_000, std::sync::atomic::Ordering::SeqCst);
+        rig.scm.has_forgotten.store(true, std::sync::atomic::Ordering::SeqCst);
+        is_told(&rig, 1, ReplicaCondition::Whole).await;
+        let registers = |request: &ScmRequest| matches!(request, ScmRequest::RegisterDatanode(_));
+        assert_eq!(rig.scm.requests.lock().iter().filter(|request| registers(request)).count(), 1);
+        // And everybody once an hour.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        rig.scm.requests.lock().clear();
+        tokio::time::sleep(Duration::from_secs(62 * 60)).await;
+        assert_eq!(told(&rig, 1).len(), 1);
+    });
 }

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,6 +28,10 @@ use wire::world::World;
 #[derive(Default)]
 pub struct FakeScm {
     commands: Mutex<Vec<DatanodeCommand>>,
+    /// How often it wants to hear of the datanode; 0 for often.
+    pub interval_ms: AtomicU64,
+    /// Answers the next heartbeat with the wish to hear all again.
+    pub has_forgotten: AtomicBool,
     pub requests: Mutex<Vec<ScmRequest>>,
 }
 
@@ -52,11 +57,11 @@ impl ScmService for FakeScm {
         match request {
             ScmRequest::RegisterDatanode(_) => Ok(ScmReply::RegisterDatanode(Registered {
                 token_keys: vec![key()],
-                heartbeat_interval_ms: 10,
+                heartbeat_interval_ms: self.interval_ms.load(Ordering::SeqCst).max(10),
                 commands,
             })),
             ScmRequest::Heartbeat(_) => Ok(ScmReply::Heartbeat(HeartbeatReply {
-                register_again: false,
+                register_again: self.has_forgotten.swap(false, Ordering::SeqCst),
                 token_keys: vec![key()],
                 commands,
             })),

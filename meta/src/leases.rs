@@ -61,6 +61,8 @@ pub(crate) struct LeaderMemory {
     /// Held by whoever compares leases with SCM, or has one granted and logged: a lease that is granted and not yet logged
     /// would be taken for one that OM does not know, and returned.
     pub(crate) leasing: tokio::sync::Mutex<()>,
+    /// Up to where containers were looked at for being empty.
+    retire_after: Mutex<ContainerId>,
     /// Rows that a worker gave up for this term, since they are damaged.
     damaged: Mutex<BTreeSet<(&'static str, Vec<u8>)>>,
     /// Wakes the keeper.
@@ -99,6 +101,7 @@ impl LeaderMemory {
             demand: Mutex::new(demand),
             heard: Mutex::default(),
             leasing: tokio::sync::Mutex::default(),
+            retire_after: Mutex::default(),
             damaged: Mutex::default(),
             wanted: Notify::new(),
             changed: watch::Sender::new(0),
@@ -142,6 +145,16 @@ impl LeaderMemory {
     /// SCM had no lease around failed datanodes: it is not asked again for a while.
     pub(crate) fn pause_around(&self, replication: Replication) {
         self.demand.lock().around_paused.insert(replication, steady_ms() + AROUND_PAUSE_MS);
+    }
+
+    /// Up to where containers were looked at for being empty, in this round.
+    pub(crate) fn retire_after(&self) -> ContainerId {
+        *self.retire_after.lock()
+    }
+
+    /// See [`Self::retire_after`].
+    pub(crate) fn set_retire_after(&self, container: ContainerId) {
+        *self.retire_after.lock() = container;
     }
 
     /// A worker gives a damaged row up for this term. False once there are too many: something else is wrong then.

@@ -20,28 +20,44 @@ const CANDIDATES_MAX: u32 = 100;
 /// Pages of candidates looked at in one turn.
 const PAGES_MAX: usize = 16;
 
+/// Goes on where the last turn stopped: containers that stay must not hide those behind them.
 pub(super) async fn retire(om: &Om, memory: &LeaderMemory) -> Result<u64, Failure> {
     let mut done = 0;
-    let mut after = ContainerId(0);
+    let mut failed = None;
     for _ in 0..PAGES_MAX {
+        let after = memory.retire_after();
         let candidates = memory.call(ListRetirable { after, max: CANDIDATES_MAX }).await?;
         for container in &candidates {
-            if !is_empty(om, *container)? {
-                continue;
-            }
-            let retired = super::reclaim::propose(om, RetireContainer { container: *container }).await?;
-            if matches!(retired, Some(Reply::Worked(1))) {
-                memory.call(scm::RetireContainer { container: *container }).await?;
-                tracing::info!(%container, "container is empty and goes");
-                done += 1;
+            match retire_one(om, memory, *container).await {
+                Ok(is_retired) => done += u64::from(is_retired),
+                // SCM may have its reasons for one; the others go.
+                Err(failure) => failed = Some(failure),
             }
         }
         match candidates.last() {
-            Some(last) if candidates.len() >= CANDIDATES_MAX as usize && *last > after => after = *last,
-            _ => break,
+            Some(last) if candidates.len() >= CANDIDATES_MAX as usize && *last > after => {
+                memory.set_retire_after(*last);
+            }
+            _ => {
+                memory.set_retire_after(ContainerId(0));
+                break;
+            }
         }
     }
-    Ok(done)
+    failed.map_or(Ok(done), Err)
+}
+
+async fn retire_one(om: &Om, memory: &LeaderMemory, container: ContainerId) -> Result<bool, Failure> {
+    if !is_empty(om, container)? {
+        return Ok(false);
+    }
+    let retired = super::reclaim::propose(om, RetireContainer { container }).await?;
+    if !matches!(retired, Some(Reply::Worked(1))) {
+        return Ok(false);
+    }
+    memory.call(scm::RetireContainer { container }).await?;
+    tracing::info!(%container, "container is empty and goes");
+    Ok(true)
 }
 
 /// A look before a command is logged for nothing. A container with a damaged row is not empty.

@@ -4,14 +4,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use client::failover::OmClient;
 use client::http::{
     DatanodeStub, OmStub, ScmStub, Transport, TransportConfig, Verifier, datanode_router, om_router,
     scm_router, serve,
 };
-use client::service::{CallError, ChunkStream, DatanodeService, OmService, ScmService, call_om, call_scm};
+use client::service::{
+    CallError, ChunkStream, DatanodeService, OmService, ReplicaStream, ScmService, call_om, call_scm,
+};
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,7 +26,7 @@ use wire::block::{BlockClaim, BlockOperation, BlockToken, Replication, TokenKey}
 use wire::chunk::{BlockDigest, ChunkRun};
 use wire::clock::{Clock, SystemClock};
 use wire::cluster_key::ClusterKey;
-use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
+use wire::datanode::{BlockReceipt, FetchReplica, ReadBlock, ReplicaPiece, WriteBlock};
 use wire::host::HostPort;
 use wire::ids::{BlockId, ClusterId, ContainerId, Generation, LocalId, SessionId};
 use wire::limits::{CHUNK_BYTES, CHUNK_RUN_BYTES_MAX, CLOCK_SKEW_MS, RPC_BYTES_MAX};
@@ -70,6 +74,8 @@ struct FakeDatanode {
     breaks: bool,
     /// Told how a write's body failed.
     broken: Mutex<Option<oneshot::Sender<Failure>>>,
+    /// What it gives as a replica.
+    replica: Mutex<Vec<Result<ReplicaPiece, Failure>>>,
 }
 
 #[async_trait]
@@ -111,6 +117,13 @@ impl DatanodeService for FakeDatanode {
             runs.push(Err(Failure::new(Status::Corrupt, "chunk 16 is damaged")));
         }
         Ok(Box::pin(stream::iter(runs)))
+    }
+
+    async fn fetch_replica(&self, request: FetchReplica) -> Result<ReplicaStream, Failure> {
+        if request.container != ContainerId(1) {
+            return Err(Failure::new(Status::Refused, "the replica is not sealed"));
+        }
+        Ok(Box::pin(stream::iter(std::mem::take(&mut *self.replica.lock()))))
     }
 }
 
@@ -340,6 +353,189 @@ async fn early_refusal_ends_an_endless_write() {
         let endless = stream::repeat_with(|| Ok(run(1, CHUNK_RUN_BYTES_MAX)));
         let refused = datanode.write_block(write_request(256 << 20), Box::pin(endless)).await.unwrap_err();
         assert_eq!(refused, Failure::new(Status::Refused, "container 1 is closing"));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn refusal_comes_before_a_byte_has_moved() {
+    let server = Server::start(Arc::new(FakeDatanode { refuses: true, ..FakeDatanode::default() })).await;
+    let datanode = server.datanode();
+    for is_exact in [true, false] {
+        let source = stream::once(async { panic!("a refused block is not read") });
+        let request = WriteBlock { is_exact, ..write_request(2 << 20) };
+        let refused = datanode.write_block(request, Box::pin(source)).await.unwrap_err();
+        assert_eq!(refused.status, Status::Refused);
+    }
+    server.stop().await;
+}
+
+const REPLICA_BLOCKS: u64 = 3;
+
+/// A replica of three blocks: of two runs, of a part of a chunk, and empty.
+fn replica() -> Vec<Result<ReplicaPiece, Failure>> {
+    let mut pieces = vec![ReplicaPiece::Head {
+        replication: Replication::Three,
+        deletion_done: 9,
+        block_count: REPLICA_BLOCKS,
+        used_bytes: CHUNK_RUN_BYTES_MAX as u64 + CHUNK_BYTES as u64 + 5,
+    }];
+    let blocks = [vec![run(1, CHUNK_RUN_BYTES_MAX), run(2, CHUNK_BYTES)], vec![run(3, 5)], vec![]];
+    for (local, runs) in (1..).map(LocalId).zip(blocks) {
+        let crcs: Vec<u32> = runs.iter().flat_map(|run| run.crcs.clone()).collect();
+        let (length, id) = (total(&runs), BlockId { container: ContainerId(1), local });
+        pieces.push(ReplicaPiece::Block { local, length, digest: BlockDigest::new(id, length, &crcs) });
+        pieces.extend(runs.into_iter().map(ReplicaPiece::Run));
+    }
+    pieces.push(ReplicaPiece::End);
+    pieces.into_iter().map(Ok).collect()
+}
+
+fn fetch_request(container: u64) -> FetchReplica {
+    let token = token(BlockOperation::CopyReplica);
+    FetchReplica { container: ContainerId(container), generation: Generation(1), token }
+}
+
+#[tokio::test]
+async fn replica_arrives_as_it_was_sent() {
+    let fake = Arc::new(FakeDatanode::default());
+    *fake.replica.lock() = replica();
+    let server = Server::start(fake).await;
+    let arrived: Vec<_> = server.datanode().fetch_replica(fetch_request(1)).await.unwrap().collect().await;
+    assert_eq!(arrived, replica());
+    let refused = server.datanode().fetch_replica(fetch_request(2)).await.err().unwrap();
+    assert_eq!(refused, Failure::new(Status::Refused, "the replica is not sealed"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn replica_that_is_not_what_it_says_never_comes_to_its_end() {
+    let fake = Arc::new(FakeDatanode::default());
+    let server = Server::start(fake.clone()).await;
+    let block = |pieces: &mut Vec<Result<ReplicaPiece, Failure>>,
+                 change: &dyn Fn(&mut u64, &mut BlockDigest)| {
+        let Ok(ReplicaPiece::Block { length, digest, .. }) = &mut pieces[1] else { panic!("a block") };
+        change(length, digest);
+    };
+    type Lie<'a> = (&'a str, Status, Box<dyn Fn(&mut Vec<Result<ReplicaPiece, Failure>>) + 'a>);
+    let lies: [Lie; 9] = [
+        ("digest", Status::Corrupt, Box::new(|pieces| block(pieces, &|_, digest| digest.0 ^= 1))),
+        ("block too long", Status::Invalid, Box::new(|pieces| block(pieces, &|length, _| *length -= 1))),
+        ("block too short", Status::Invalid, Box::new(|pieces| block(pieces, &|length, _| *length += 1))),
+        ("huge block", Status::Invalid, Box::new(|pieces| block(pieces, &|length, _| *length = 1 << 40))),
+        ("block missing", Status::Invalid, Box::new(|pieces| drop(pieces.drain(4..6)))),
+        ("head missing", Status::Invalid, Box::new(|pieces| drop(pieces.remove(0)))),
+        ("two heads", Status::Invalid, Box::new(|pieces| pieces.insert(1, pieces[0].clone()))),
+        ("no end", Status::Internal, Box::new(|pieces| drop(pieces.pop()))),
+        (
+            "damage",
+            Status::Corrupt,
+            Box::new(|pieces| {
+                let Ok(ReplicaPiece::Run(run)) = &mut pieces[3] else { panic!("a run") };
+                run.crcs[0] ^= 1;
+            }),
+        ),
+    ];
+    for (what, status, lie) in lies {
+        let mut pieces = replica();
+        lie(&mut pieces);
+        *fake.replica.lock() = pieces;
+        let failure = match server.datanode().fetch_replica(fetch_request(1)).await {
+            Ok(arriving) => {
+                let arrived: Vec<_> = arriving.collect().await;
+                assert!(!arrived.contains(&Ok(ReplicaPiece::End)), "{what}");
+                arrived.last().unwrap().clone().unwrap_err()
+            }
+            Err(failure) => failure,
+        };
+        assert_eq!(failure.status, status, "{what}: {failure}");
+    }
+    server.stop().await;
+}
+
+/// Answers every call with what `answer` gives, as a program would that has no key.
+async fn squatter(answer: String) -> HostPort {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = HostPort::from(listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                read_request_bytes(&mut stream).await;
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            });
+        }
+    });
+    peer
+}
+
+#[tokio::test]
+async fn program_without_the_key_cannot_answer_for_a_node() {
+    // A genuine answer to another call.
+    let server = Server::start(Arc::default()).await;
+    let mut stream = TcpStream::connect(server.peer.as_str()).await.unwrap();
+    stream.write_all(&captured_call().await).await.unwrap();
+    let mut genuine = String::new();
+    while !genuine.contains("\r\n\r\n") {
+        let mut piece = [0; 4096];
+        let read = stream.read(&mut piece).await.unwrap();
+        genuine.push_str(&String::from_utf8_lossy(&piece[..read]));
+    }
+    assert!(genuine.starts_with("HTTP/1.1 200"));
+    // One that says nothing, and one that would have been believed without a proof.
+    let bare = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n\u{0}\u{7}".to_owned();
+    for answer in [genuine, bare] {
+        let om = OmStub::new(Transport::new(key(1)), squatter(answer).await);
+        let Err(CallError::Failed(failure)) = call_om(&om, OpenSession { nonce: [0; 16] }).await else {
+            panic!("believed")
+        };
+        assert_eq!(failure.status, Status::Unknown);
+        assert!(failure.message.contains("another program"), "{failure}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn clock_that_is_off_is_named_with_what_to_do() {
+    let clock = Arc::new(OffClock(CLOCK_SKEW_MS as i64 + 15_000));
+    let router = om_router(Arc::new(FakeOm), Verifier::with_clock(key(1), Vec::new(), clock));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = HostPort::from(listener.local_addr().unwrap());
+    tokio::spawn(serve(listener, None, router, std::future::pending()));
+    let om = OmStub::new(Transport::new(key(1)), peer);
+    let Err(CallError::Failed(failure)) = call_om(&om, OpenSession { nonce: [0; 16] }).await else {
+        panic!("refused")
+    };
+    assert_eq!(failure.status, Status::Denied);
+    assert!(failure.message.contains("behind") && failure.message.contains("NTP"), "{failure}");
+}
+
+#[tokio::test]
+async fn leader_is_found_beside_peers_that_are_gone_hang_or_lie() {
+    let server = Server::start(Arc::default()).await;
+    let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // Its kernel takes connections; nobody reads them, as with a process that is stopped.
+    let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut peers = [
+        HostPort::from(hanging.local_addr().unwrap()),
+        HostPort::from(refusing.local_addr().unwrap()),
+        squatter("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()).await,
+        server.peer.clone(),
+    ];
+    drop(refusing);
+    let transport = Transport::new(key(1));
+    for _ in 0..peers.len() {
+        let stub = |peer: &HostPort| {
+            (peer.clone(), Arc::new(OmStub::new(transport.clone(), peer.clone())) as Arc<dyn OmService>)
+        };
+        let client = OmClient::new(peers.iter().map(stub).collect());
+        for _ in 0..3 {
+            let began = tokio::time::Instant::now();
+            assert_eq!(call_om(&*client, OpenSession { nonce: [0; 16] }).await, Ok(SessionId(7)));
+            assert!(began.elapsed() < Duration::from_secs(3));
+        }
+        peers.rotate_left(1);
     }
     server.stop().await;
 }

@@ -16,6 +16,7 @@
 //! Not here: making certificates (cli), the cluster key's proofs inside (`auth`).
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -99,8 +100,8 @@ struct Configs {
     client: Option<Arc<ClientConfig>>,
 }
 
-/// Time and size of each file, as far as it is there.
-type Stamps = Vec<Option<(SystemTime, u64)>>;
+/// Number, time and size of each file, as far as it is there: a new file may be as long and as old as the former.
+type Stamps = Vec<Option<(u64, SystemTime, u64)>>;
 
 impl Tls {
     /// Reads the files.
@@ -176,7 +177,7 @@ fn stamps(files: &TlsFiles) -> Stamps {
     let paths = [Some(&files.certificate), Some(&files.key), files.authority.as_ref()];
     let stamp = |path: &PathBuf| {
         let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.modified().ok()?, metadata.len()))
+        Some((metadata.ino(), metadata.modified().ok()?, metadata.len()))
     };
     paths.into_iter().flatten().map(stamp).collect()
 }

@@ -263,6 +263,8 @@ fn is_about_certificates(error: &rustls::Error) -> bool {
                 | Alert::CertificateExpired
                 | Alert::CertificateUnknown
                 | Alert::UnknownCA
+                // Signed by another authority of the same name.
+                | Alert::DecryptError
                 | Alert::AccessDenied
                 | Alert::CertificateRequired
         ),

@@ -93,8 +93,19 @@ impl Om {
         // Replay reads the disk for as long as it takes: not on the reactor.
         let opened = task::spawn_blocking(move || Group::open(group_config, OmState::default()));
         let group = opened.await.map_err(|_| OmError::Died)??;
+        let leadership = group.leadership();
+        Ok(Self::start(config, scm, group, leadership))
+    }
+
+    /// Over an open group, as leadership comes and goes.
+    pub(crate) fn start(
+        config: OmConfig,
+        scm: Arc<dyn ScmService>,
+        group: Group<OmState>,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Arc<Self> {
         let om = Arc::new(Self {
-            leadership: group.leadership(),
+            leadership,
             memory: RwLock::new(Arc::new(new_memory(0, &scm, &config))),
             scm,
             sealer: Sealer::new(&config.cluster_key),
@@ -107,7 +118,7 @@ impl Om {
         });
         let follower = leader::follow(Arc::downgrade(&om), om.leadership.clone(), om.stop.subscribe());
         *om.follower.lock() = Some(task::spawn(follower));
-        Ok(om)
+        om
     }
 
     /// Stops background work, hands leadership over, finishes what is under way, and closes log and state.

@@ -45,6 +45,16 @@ pub trait BlockFile: Debug + Send + Sync + 'static {
     /// Reads `length` bytes at `offset`; fewer only at the end of the file.
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>>;
 
+    /// Reads exactly as many bytes as `out` has.
+    fn read_into(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let bytes = self.read_at(offset, out.len())?;
+        if bytes.len() < out.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        out.copy_from_slice(&bytes);
+        Ok(())
+    }
+
     /// The same if it needs no disk access (all of it is in memory); None otherwise. Never blocks.
     fn read_cached(&self, _offset: u64, _length: usize) -> io::Result<Option<Vec<u8>>> {
         Ok(None)
@@ -55,6 +65,9 @@ pub trait BlockFile: Debug + Send + Sync + 'static {
 
     /// Reserves room; what was never written reads as zeros. The file grows to the end of the range.
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// Reserves room without moving the file's end. Where the file system cannot, later writes take their chance.
+    fn reserve(&self, offset: u64, length: u64) -> io::Result<()>;
 
     /// Gives room back; the range reads as zeros.
     fn punch(&self, offset: u64, length: u64) -> io::Result<()>;
@@ -88,6 +101,9 @@ pub trait DiskIo: Debug + Send + Sync + 'static {
 
     /// Takes the disk for this process; false if another has it.
     fn lock(&self) -> io::Result<bool>;
+
+    /// Lets go of the disk, so that it can be taken again.
+    fn unlock(&self) -> io::Result<()>;
 
     /// Opens a file.
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn BlockFile>>;
@@ -137,6 +153,10 @@ impl DiskIo for Directory {
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        Ok(rustix::fs::flock(&self.lock, FlockOperation::Unlock)?)
     }
 
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn BlockFile>> {
@@ -205,6 +225,19 @@ impl BlockFile for SystemFile {
         Ok(buffer)
     }
 
+    fn read_into(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < out.len() {
+            match rustix::io::pread(&self.file, &mut out[done..], offset + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     fn read_cached(&self, offset: u64, length: usize) -> io::Result<Option<Vec<u8>>> {
         let mut buffer = vec![0; length];
         let got = rustix::io::preadv2(
@@ -255,6 +288,13 @@ impl BlockFile for SystemFile {
                 let end = offset + length;
                 if self.length()? < end { self.file.set_len(end) } else { Ok(()) }
             }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

@@ -12,8 +12,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -25,6 +25,14 @@ const PAGE_BYTES: u64 = 4096;
 const PAGE: usize = PAGE_BYTES as usize;
 
 type Page = Arc<[u8; PAGE]>;
+
+static ZERO_BYTES: [u8; PAGE] = [0; PAGE];
+
+/// The page that all zeroed pages share.
+fn zero_page() -> Page {
+    static ZERO_PAGE: OnceLock<Page> = OnceLock::new();
+    Arc::clone(ZERO_PAGE.get_or_init(|| Arc::new(ZERO_BYTES)))
+}
 
 /// A disk in memory. Clones share it.
 #[derive(Debug)]
@@ -82,13 +90,13 @@ struct Contents {
     durable_pages: BTreeMap<u64, Page>,
     durable_length: u64,
     dirty: BTreeSet<u64>,
+    /// Pages that have room and no bytes.
     reserved: BTreeSet<u64>,
 }
 
 impl Contents {
     fn stored(&self) -> u64 {
-        let reserved_only = self.reserved.iter().filter(|number| !self.pages.contains_key(number)).count();
-        (self.pages.len() + reserved_only) as u64 * PAGE_BYTES
+        (self.pages.len() + self.reserved.len()) as u64 * PAGE_BYTES
     }
 
     fn write(&mut self, mut offset: u64, mut data: &[u8]) {
@@ -96,8 +104,14 @@ impl Contents {
         while !data.is_empty() {
             let (number, at) = (offset / PAGE_BYTES, (offset % PAGE_BYTES) as usize);
             let count = data.len().min(PAGE - at);
-            let page = self.pages.entry(number).or_insert_with(|| Arc::new([0; PAGE]));
-            Arc::make_mut(page)[at..at + count].copy_from_slice(&data[..count]);
+            if count == PAGE && data[..PAGE] == ZERO_BYTES {
+                // Files are zero-filled ahead; all their pages share one.
+                self.pages.insert(number, zero_page());
+            } else {
+                let page = self.pages.entry(number).or_insert_with(zero_page);
+                Arc::make_mut(page)[at..at + count].copy_from_slice(&data[..count]);
+            }
+            self.reserved.remove(&number);
             self.dirty.insert(number);
             offset += count as u64;
             data = &data[count..];
@@ -106,18 +120,29 @@ impl Contents {
 
     fn read(&self, offset: u64, length: usize) -> Vec<u8> {
         let end = (offset + length as u64).min(self.length);
-        let mut out = Vec::with_capacity(end.saturating_sub(offset) as usize);
-        let mut position = offset;
-        while position < end {
-            let (number, at) = (position / PAGE_BYTES, (position % PAGE_BYTES) as usize);
-            let count = ((end - position) as usize).min(PAGE - at);
-            match self.pages.get(&number) {
-                Some(page) => out.extend_from_slice(&page[at..at + count]),
-                None => out.resize(out.len() + count, 0),
-            }
-            position += count as u64;
-        }
+        let mut out = vec![0; end.saturating_sub(offset) as usize];
+        self.read_into(offset, &mut out);
         out
+    }
+
+    /// Fills `out`, which ends at or before the file's end.
+    fn read_into(&self, mut offset: u64, mut out: &mut [u8]) {
+        while !out.is_empty() {
+            let (number, at) = (offset / PAGE_BYTES, (offset % PAGE_BYTES) as usize);
+            let count = out.len().min(PAGE - at);
+            let (part, rest) = out.split_at_mut(count);
+            match self.pages.get(&number) {
+                Some(page) => part.copy_from_slice(&page[at..at + count]),
+                None => part.fill(0),
+            }
+            out = rest;
+            offset += count as u64;
+        }
+    }
+
+    fn reserve(&mut self, offset: u64, length: u64) {
+        let pages = offset / PAGE_BYTES..(offset + length).div_ceil(PAGE_BYTES);
+        self.reserved.extend(pages.filter(|number| !self.pages.contains_key(number)));
     }
 
     fn sync(&mut self) {
@@ -153,10 +178,14 @@ impl Contents {
         if coin.toss() {
             self.durable_length = self.length;
         }
+        let lost = self.pages.keys().filter(|number| !self.durable_pages.contains_key(number));
+        self.reserved.extend(lost);
         self.pages = self.durable_pages.clone();
         self.length = self.durable_length;
         let end = self.length.div_ceil(PAGE_BYTES);
         self.pages.retain(|number, _| *number < end);
+        let pages = &self.pages;
+        self.reserved.retain(|number| *number < end && !pages.contains_key(number));
         self.durable_pages = self.pages.clone();
     }
 }
@@ -330,10 +359,7 @@ impl SimulatedDisk {
             && let Some(contents) = shared.files.get_mut(&file)
         {
             for (byte, position) in bytes.iter().zip(offset..) {
-                let page = contents
-                    .durable_pages
-                    .entry(position / PAGE_BYTES)
-                    .or_insert_with(|| Arc::new([0; PAGE]));
+                let page = contents.durable_pages.entry(position / PAGE_BYTES).or_insert_with(zero_page);
                 Arc::make_mut(page)[(position % PAGE_BYTES) as usize] = *byte;
             }
         }
@@ -369,8 +395,8 @@ impl SimulatedDisk {
     }
 
     fn used(shared: &Shared) -> u64 {
-        let live: BTreeSet<u64> = shared.names.values().copied().collect();
-        live.iter().filter_map(|file| shared.files.get(file)).map(Contents::stored).sum()
+        // A file has one name, and each knows its number of pages.
+        shared.names.values().filter_map(|file| shared.files.get(file)).map(Contents::stored).sum()
     }
 }
 
@@ -383,6 +409,14 @@ impl DiskIo for SimulatedDisk {
         let mut shared = self.shared.lock();
         self.life.store(shared.life, Ordering::Relaxed);
         Ok(!std::mem::replace(&mut shared.is_locked, true))
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        let mut shared = self.shared.lock();
+        if self.life.load(Ordering::Relaxed) == shared.life {
+            shared.is_locked = false;
+        }
+        Ok(())
     }
 
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn BlockFile>> {
@@ -507,6 +541,24 @@ impl BlockFile for SimulatedFile {
         })
     }
 
+    fn read_into(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let end = offset + out.len() as u64;
+        let mut shared = self.shared.lock();
+        let pages = (self.file, offset / PAGE_BYTES)..(self.file, end.div_ceil(PAGE_BYTES));
+        let is_unreadable = !shared.unreadable.is_empty() && shared.unreadable.range(pages).next().is_some();
+        shared.begin_operation(self.life, &[self.file])?;
+        shared.note(&[11, offset, out.len() as u64]);
+        if is_unreadable || shared.faults.reads_fail {
+            return Err(broken());
+        }
+        let contents = shared.files.entry(self.file).or_default();
+        if contents.length < end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        contents.read_into(offset, out);
+        Ok(())
+    }
+
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let lacking = self.pages_lacking(offset, total as u64)?;
@@ -540,8 +592,22 @@ impl BlockFile for SimulatedFile {
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_room(self.pages_lacking(offset, length)?)?;
         self.with(&[13, offset, length], |contents, _| {
-            contents.reserved.extend(offset / PAGE_BYTES..(offset + length).div_ceil(PAGE_BYTES));
+            contents.reserve(offset, length);
             contents.length = contents.length.max(offset + length);
+            Ok(())
+        })
+    }
+
+    fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {
+        let lacking = self.pages_lacking(offset, length)?;
+        if lacking > 0 {
+            self.check_room(lacking)?;
+        }
+        self.with(&[19, offset, length], |contents, faults| {
+            if faults.has_no_room {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            contents.reserve(offset, length);
             Ok(())
         })
     }
@@ -599,6 +665,14 @@ impl BlockFile for SimulatedFile {
             for number in cut {
                 contents.pages.remove(&number);
                 contents.dirty.insert(number);
+            }
+            // What is cut off reads as zeros when the file grows again.
+            let kept = (length % PAGE_BYTES) as usize;
+            if kept > 0
+                && let Some(page) = contents.pages.get_mut(&(end - 1))
+            {
+                Arc::make_mut(page)[kept..].fill(0);
+                contents.dirty.insert(end - 1);
             }
             Ok(())
         })

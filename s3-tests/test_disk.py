@@ -161,14 +161,14 @@ def refuses_to_start(server, what):
 
 def test_a_damaged_log_is_refused_at_start(make_server):
     server = stopped_with_data(make_server)
-    longest = max((server.data / "om" / "replica" / "log").iterdir(), key=last_written)
+    longest = max((server.data / "om").glob("log.*"), key=last_written)
     damage(longest, last_written(longest) // 2, 16)
     refuses_to_start(server, "log")
 
 
 def test_a_damaged_state_is_refused_at_start(make_server):
     server = stopped_with_data(make_server)
-    damage(server.data / "om" / "replica" / "state.redb", 0, 4096)
+    damage(server.data / "om" / "state.redb", 0, 4096)
     refuses_to_start(server, "state")
 
 

@@ -68,7 +68,8 @@ async fn main() {
     let dir = arguments.next().map_or_else(|| std::env::temp_dir().join("ferrozone-propose"), PathBuf::from);
     let in_flight: u64 = arguments.next().map_or(64, |text| text.parse().expect("IN_FLIGHT is a number"));
     let seconds: u64 = arguments.next().map_or(10, |text| text.parse().expect("SECONDS is a number"));
-    let config = GroupConfig::new("bench", dir, uuid::Uuid::from_u128(1));
+    let disk = consensus::directory(&dir).expect("the directory opens");
+    let config = GroupConfig::new("bench", disk, uuid::Uuid::from_u128(1));
     let group = Group::open(config, ThreeRows).expect("the directory opens");
     group.wait_leader().await.expect("a sole voter leads");
 

@@ -11,7 +11,7 @@
 //!
 //! Not here: threads' work (see `driver`, `apply`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use platform::disk::{Directory, DiskIo};
 use raft::RawNode;
 use raft::eraftpb::HardState;
 use uuid::Uuid;
@@ -31,8 +32,8 @@ use crate::logger::raft_logger;
 use crate::machine::StateMachine;
 use crate::replica::{Replica, io_error};
 use crate::shared::{Input, Phase, Proposal, Reply, Shared, Ticket};
-use crate::space::Reserve;
-use crate::state::{Progress, StateConfig, StateFile};
+use crate::space::{RESERVE, Reserve};
+use crate::state::{Progress, STATE, StateConfig, StateFile};
 use crate::storage::LogStore;
 use crate::store::{ReadView, check_tables};
 
@@ -66,8 +67,8 @@ const INBOX_EXTRA: usize = 64;
 pub struct GroupConfig {
     /// `om` or `scm`: names threads, metrics and log lines.
     pub name: String,
-    /// The group's directory; made if absent.
-    pub dir: PathBuf,
+    /// The group's directory.
+    pub disk: Arc<dyn DiskIo>,
     /// The cluster; a directory of another one is refused.
     pub cluster_id: Uuid,
     /// This replica's raft id, 1 for the sole voter. Never 0.
@@ -92,11 +93,11 @@ pub struct GroupConfig {
 }
 
 impl GroupConfig {
-    /// The defaults for a sole voter in `dir`.
-    pub fn new(name: &str, dir: PathBuf, cluster_id: Uuid) -> Self {
+    /// The defaults for a sole voter on `disk`.
+    pub fn new(name: &str, disk: Arc<dyn DiskIo>, cluster_id: Uuid) -> Self {
         GroupConfig {
             name: name.to_owned(),
-            dir,
+            disk,
             cluster_id,
             raft_id: 1,
             log_segment_bytes: 64 << 20,
@@ -124,6 +125,11 @@ impl GroupConfig {
         Ok(())
     }
 
+    /// Where the files are, for messages.
+    fn dir(&self) -> PathBuf {
+        PathBuf::from(self.disk.name())
+    }
+
     fn identity(&self) -> Identity {
         Identity { cluster_id: self.cluster_id, raft_id: self.raft_id }
     }
@@ -136,6 +142,16 @@ impl GroupConfig {
     fn command_bytes_max(&self) -> usize {
         self.command_bytes_max.min(COMMAND_BYTES_MAX).min(self.batch_bytes_max())
     }
+}
+
+/// A directory of the operating system as a group's disk, made if absent.
+///
+/// # Errors
+/// If it cannot be made or opened.
+pub fn directory(path: &Path) -> Result<Arc<dyn DiskIo>, OpenError> {
+    let opened = Directory::open(path);
+    let failed = |source| OpenError::Io { action: "make", path: path.to_owned(), source };
+    Ok(Arc::new(opened.map_err(failed)?))
 }
 
 /// Whether a command needs room or makes room: what a full disk lets pass.
@@ -204,15 +220,14 @@ impl<M: StateMachine> Group<M> {
     pub fn open(config: GroupConfig, machine: M) -> Result<Group<M>, OpenError> {
         config.check()?;
         check_tables(M::TABLES);
-        let replica = Replica::lock(&config.dir)?;
-        if !replica.exists() {
-            replica.create(config.identity(), |root| create_files::<M>(&config, root))?;
+        let replica = Replica::lock(&config.disk)?;
+        if !replica.exists()? {
+            replica.create(config.identity(), || create_files::<M>(&config))?;
         }
         replica.check(config.identity())?;
-        let root = replica.root();
-        let reserve = open_reserve(&config, &root)?;
-        let (state, progress) = StateFile::open(&state_config::<M>(&config, &root, &reserve))?;
-        let log = SegmentedLog::open(log_config(&config, &root))?;
+        let reserve = open_reserve(&config)?;
+        let (state, progress) = StateFile::open(&state_config::<M>(&config, &reserve))?;
+        let log = SegmentedLog::open(log_config(&config))?;
         check_fit(&replica, &log, &progress)?;
         start(config, machine, Opened { replica, reserve, state, progress, log })
     }
@@ -332,27 +347,22 @@ struct Opened {
     log: SegmentedLog,
 }
 
-fn create_files<M: StateMachine>(config: &GroupConfig, root: &std::path::Path) -> Result<(), OpenError> {
-    let reserve = open_reserve(config, root)?;
-    StateFile::create(&state_config::<M>(config, root, &reserve))?;
-    SegmentedLog::create(log_config(config, root))?;
+fn create_files<M: StateMachine>(config: &GroupConfig) -> Result<(), OpenError> {
+    let reserve = open_reserve(config)?;
+    StateFile::create(&state_config::<M>(config, &reserve))?;
+    SegmentedLog::create(log_config(config))?;
     Ok(())
 }
 
-fn open_reserve(config: &GroupConfig, root: &std::path::Path) -> Result<Arc<Reserve>, OpenError> {
-    let path = root.join("reserve");
-    Ok(Arc::new(Reserve::open(&path, config.reserve_bytes).map_err(io_error("open", &path))?))
+fn open_reserve(config: &GroupConfig) -> Result<Arc<Reserve>, OpenError> {
+    let opened = Reserve::open(&config.disk, config.reserve_bytes);
+    Ok(Arc::new(opened.map_err(io_error("open", &*config.disk, RESERVE))?))
 }
 
-fn state_config<'a, M: StateMachine>(
-    config: &'a GroupConfig,
-    root: &std::path::Path,
-    reserve: &Arc<Reserve>,
-) -> StateConfig<'a> {
+fn state_config<'a, M: StateMachine>(config: &'a GroupConfig, reserve: &Arc<Reserve>) -> StateConfig<'a> {
     StateConfig {
         group: &config.name,
-        dir: &config.dir,
-        path: root.join("state.redb"),
+        disk: Arc::clone(&config.disk),
         identity: config.identity(),
         cache_bytes: config.cache_bytes,
         tables: M::TABLES,
@@ -360,9 +370,9 @@ fn state_config<'a, M: StateMachine>(
     }
 }
 
-fn log_config(config: &GroupConfig, root: &std::path::Path) -> LogConfig {
+fn log_config(config: &GroupConfig) -> LogConfig {
     LogConfig {
-        dir: root.join("log"),
+        disk: Arc::clone(&config.disk),
         identity: config.identity(),
         segment_bytes: config.log_segment_bytes,
         name: config.name.clone(),
@@ -372,15 +382,14 @@ fn log_config(config: &GroupConfig, root: &std::path::Path) -> LogConfig {
 /// Checks that the log continues the state.
 fn check_fit(replica: &Replica, log: &dyn Log, progress: &Progress) -> Result<(), OpenError> {
     let Progress { applied_index, applied_term, installed, ref conf_state, .. } = *progress;
-    let path = replica.root().join("log");
     if installed || conf_state.voters.len() != 1 {
         let what = "it is a replica of several, which this program cannot run yet".to_owned();
-        return Err(replica.damaged(replica.root().join("state.redb"), what));
+        return Err(replica.damaged(STATE, what));
     }
     if log.first_index() > applied_index + 1 {
         let what =
             format!("the state ends at entry {applied_index}, the log begins at {}", log.first_index());
-        return Err(replica.damaged(path, what));
+        return Err(replica.damaged("log", what));
     }
     if log.term(applied_index) != Some(applied_term) {
         let what = format!(
@@ -388,7 +397,7 @@ fn check_fit(replica: &Replica, log: &dyn Log, progress: &Progress) -> Result<()
             log.last_index(),
             log.term(applied_index)
         );
-        return Err(replica.damaged(path, what));
+        return Err(replica.damaged("log", what));
     }
     Ok(())
 }
@@ -399,7 +408,7 @@ fn start<M: StateMachine>(
     opened: Opened,
 ) -> Result<Group<M>, OpenError> {
     let Opened { replica, reserve, state, progress, log } = opened;
-    let recover = |source| OpenError::Recover { dir: config.dir.clone(), source };
+    let recover = |source| OpenError::Recover { dir: config.dir(), source };
     let view = state.view().map_err(recover)?;
     machine.recovered(&view).map_err(recover)?;
     drop(view);
@@ -492,5 +501,5 @@ fn spawn(
     std::thread::Builder::new()
         .name(format!("{}-{role}", config.name))
         .spawn(run)
-        .map_err(|source| OpenError::Io { action: "start a thread for", path: config.dir.clone(), source })
+        .map_err(|source| OpenError::Io { action: "start a thread for", path: config.dir(), source })
 }

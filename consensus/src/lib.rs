@@ -16,7 +16,7 @@
 //! | `storage` | raft's view of the log |
 //! | `log` | segments and records on disk |
 //! | `state` | the redb file: progress, identity, checkpoints |
-//! | `replica` | the directory: lock, identity file, creation |
+//! | `replica` | the directory: lock, identity file, creation as a whole |
 //! | `space` | what passes when the disk is full |
 //! | `shared` | what the threads and the handles see of one another |
 //!
@@ -44,7 +44,7 @@ mod storage;
 mod store;
 
 pub use error::{LogError, OpenError, ProposeError, ReadError, StoreError};
-pub use group::{COMMAND_BYTES_MAX, Group, GroupConfig, GroupStatus, Priority};
+pub use group::{COMMAND_BYTES_MAX, Group, GroupConfig, GroupStatus, Priority, directory};
 pub use machine::{Entry, StateMachine};
 pub use peer::{PeerEndpoint, PeerTransport, SnapshotStream};
 pub use store::{MemoryStore, ReadView, Row, Rows, Table, Visit, WriteBatch};

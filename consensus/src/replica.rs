@@ -1,27 +1,38 @@
 //! A group's directory: its lock, its creation as a whole, its identity.
 //!
 //! ```text
-//!  DIR/LOCK               held by the process that has the group open
-//!  DIR/replica/identity   whose directory this is, 48 bytes
-//!  DIR/replica/log/       segments (see `log`)
-//!  DIR/replica/state.redb rows (see `state`)
-//!  DIR/replica/reserve    bytes to give back when the disk is full (see `space`)
-//!  DIR/creating/          a replica in the making; removed at the next start
+//!  DIR/lock               held by the process that has the group open
+//!  DIR/creating           a replica is in the making: what stands beside it is removed at the next start
+//!  DIR/identity           whose directory this is, 48 bytes; written last
+//!  DIR/log.*, DIR/spare.* segments (see `log`)
+//!  DIR/state.redb         rows (see `state`)
+//!  DIR/reserve            bytes to give back when the disk is full (see `space`)
 //! ```
 //!
-//! A new replica is made under `creating` and renamed when all of it is durable. So whatever is missing from
-//! `replica` was lost and not merely unfinished, and is never silently made anew: a replica that forgot its votes or
-//! its entries must not come back under its old id.
+//! A new replica begins with a durable `creating` and ends with a durable `identity`, after which `creating` goes. So
+//! with neither of them, whatever else is there is a replica that lost something, and is never silently made anew: a
+//! replica that forgot its votes or its entries must not come back under its old id.
+//!
+//! Not here: what the files hold.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock};
+use platform::disk::{DiskIo, OpenMode};
 use uuid::Uuid;
 
 use crate::error::OpenError;
-use crate::log::Identity;
+use crate::log::{Identity, is_log_file};
+use crate::space::RESERVE;
+use crate::state::{STATE, STATE_NEW};
+
+const IDENTITY: &str = "identity";
+const IDENTITY_NEW: &str = "identity.new";
+const CREATING: &str = "creating";
+
+/// Directories of a layout that was never released.
+const OLD_LAYOUT: &str = "replica";
 
 /// The version of the identity file, and with it of the directory.
 const REPLICA_FORMAT: u32 = 1;
@@ -33,103 +44,131 @@ const IDENTITY_SIZE: usize = 48;
 
 /// A locked group directory.
 pub(crate) struct Replica {
-    dir: PathBuf,
-    /// Released by the operating system when closed, also after a crash.
-    _lock: File,
+    disk: Arc<dyn DiskIo>,
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        // The operating system lets go of it as well when the process ends.
+        let _ = self.disk.unlock();
+    }
 }
 
 impl Replica {
-    /// Makes and locks the directory.
-    pub(crate) fn lock(dir: &Path) -> Result<Replica, OpenError> {
-        std::fs::create_dir_all(dir).map_err(io_error("make", dir))?;
-        let path = dir.join("LOCK");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(io_error("open", &path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Replica { dir: dir.to_owned(), _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked { dir: dir.to_owned() }),
-            Err(error) => Err(OpenError::Io { action: "lock", path, source: error.into() }),
+    /// Locks the directory.
+    pub(crate) fn lock(disk: &Arc<dyn DiskIo>) -> Result<Replica, OpenError> {
+        match disk.lock() {
+            Ok(true) => Ok(Replica { disk: Arc::clone(disk) }),
+            Ok(false) => Err(OpenError::Locked { dir: PathBuf::from(disk.name()) }),
+            Err(error) => Err(io_error("lock", &**disk, "")(error)),
         }
     }
 
-    /// Whether a replica was ever completed here.
-    pub(crate) fn exists(&self) -> bool {
-        self.root().exists()
+    /// Whether a replica was ever completed here. Refuses a directory that holds parts of one.
+    pub(crate) fn exists(&self) -> Result<bool, OpenError> {
+        let names = self.names()?;
+        let has = |wanted: &str| names.iter().any(|name| name == wanted);
+        if has(OLD_LAYOUT) {
+            let what = "it is of a layout that was never released".to_owned();
+            return Err(self.damaged(OLD_LAYOUT, what));
+        }
+        if has(IDENTITY) {
+            if has(CREATING) {
+                self.remove(CREATING)?;
+                self.sync_names()?;
+            }
+            return Ok(true);
+        }
+        let part = names.iter().find(|name| is_ours(name));
+        match part {
+            Some(_) if has(CREATING) => Ok(false),
+            Some(name) => Err(self.damaged(IDENTITY, format!("it is missing beside {name}"))),
+            None => Ok(false),
+        }
     }
 
-    /// Where the replica's files are.
-    pub(crate) fn root(&self) -> PathBuf {
-        self.dir.join("replica")
-    }
-
-    /// Makes a replica: `fill` writes its files durably into the directory it is given.
+    /// Makes a replica: `fill` writes its files durably.
     pub(crate) fn create(
         &self,
         identity: Identity,
-        fill: impl FnOnce(&Path) -> Result<(), OpenError>,
+        fill: impl FnOnce() -> Result<(), OpenError>,
     ) -> Result<(), OpenError> {
-        let creating = self.dir.join("creating");
-        match std::fs::remove_dir_all(&creating) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(OpenError::Io { action: "remove", path: creating, source: error });
-            }
-            _ => {}
+        let disk = &*self.disk;
+        disk.open(CREATING, OpenMode::Either).map_err(io_error("make", disk, CREATING))?;
+        self.sync_names()?;
+        for name in self.names()?.iter().filter(|name| is_ours(name)) {
+            self.remove(name)?;
         }
-        let log = creating.join("log");
-        std::fs::create_dir_all(&log).map_err(io_error("make", &log))?;
-        fill(&creating)?;
-        let path = creating.join("identity");
-        std::fs::write(&path, encode_identity(identity)).map_err(io_error("write", &path))?;
-        for path in [&path, &log, &creating] {
-            sync(path)?;
-        }
-        std::fs::rename(&creating, self.root()).map_err(io_error("rename", &creating))?;
-        sync(&self.dir)?;
-        match self.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => sync(parent),
-            None => Ok(()),
-        }
+        fill()?;
+        self.sync_names()?;
+        let file = disk.open(IDENTITY_NEW, OpenMode::Fresh).map_err(io_error("make", disk, IDENTITY_NEW))?;
+        file.write_at(0, &[&encode_identity(identity)]).map_err(io_error("write", disk, IDENTITY_NEW))?;
+        file.sync_all().map_err(io_error("sync", disk, IDENTITY_NEW))?;
+        disk.rename(IDENTITY_NEW, IDENTITY).map_err(io_error("rename", disk, IDENTITY_NEW))?;
+        self.sync_names()?;
+        self.remove(CREATING)?;
+        self.sync_names()
     }
 
     /// Checks that the directory is that of `expected` and complete.
     pub(crate) fn check(&self, expected: Identity) -> Result<(), OpenError> {
-        let path = self.root().join("identity");
-        let bytes = std::fs::read(&path).map_err(|error| self.missing(&path, error))?;
+        let disk = &*self.disk;
+        let file = disk.open(IDENTITY, OpenMode::Existing).map_err(|error| self.missing(IDENTITY, error))?;
+        let bytes = file.read_at(0, IDENTITY_SIZE + 1).map_err(io_error("read", disk, IDENTITY))?;
         let found = match decode_identity(&bytes) {
             Ok(found) => found,
-            Err(Some(format)) => {
-                return Err(OpenError::Format { path, found: format, known: REPLICA_FORMAT });
+            Err(Some(found)) => {
+                let path = self.dir().join(IDENTITY);
+                return Err(OpenError::Format { path, found, known: REPLICA_FORMAT });
             }
-            Err(None) => return Err(self.damaged(path, "it is not an identity file".to_owned())),
+            Err(None) => return Err(self.damaged(IDENTITY, "it is not an identity file".to_owned())),
         };
         if found != expected {
             return Err(OpenError::Foreign {
-                dir: self.dir.clone(),
+                dir: self.dir(),
                 found: found.to_string(),
                 expected: expected.to_string(),
             });
         }
-        for name in ["log", "state.redb"] {
-            let path = self.root().join(name);
-            std::fs::metadata(&path).map_err(|error| self.missing(&path, error))?;
+        // Either name alone: a crash may have come between the two halves of a rename.
+        let names = self.names()?;
+        if !names.iter().any(|name| name == STATE) {
+            return Err(self.damaged(STATE, "it is missing".to_owned()));
         }
         Ok(())
     }
 
-    pub(crate) fn damaged(&self, path: PathBuf, what: String) -> OpenError {
-        OpenError::Damaged { dir: self.dir.clone(), path, what }
+    pub(crate) fn damaged(&self, name: &str, what: String) -> OpenError {
+        OpenError::Damaged { dir: self.dir(), path: self.dir().join(name), what }
     }
 
-    fn missing(&self, path: &Path, error: io::Error) -> OpenError {
-        if error.kind() == io::ErrorKind::NotFound {
-            return self.damaged(path.to_owned(), "it is missing".to_owned());
-        }
-        OpenError::Io { action: "read", path: path.to_owned(), source: error }
+    fn dir(&self) -> PathBuf {
+        PathBuf::from(self.disk.name())
     }
+
+    fn names(&self) -> Result<Vec<String>, OpenError> {
+        self.disk.list().map_err(io_error("list", &*self.disk, ""))
+    }
+
+    fn remove(&self, name: &str) -> Result<(), OpenError> {
+        self.disk.remove(name).map_err(io_error("remove", &*self.disk, name))
+    }
+
+    fn sync_names(&self) -> Result<(), OpenError> {
+        self.disk.sync_names().map_err(io_error("sync", &*self.disk, ""))
+    }
+
+    fn missing(&self, name: &str, error: io::Error) -> OpenError {
+        if error.kind() == io::ErrorKind::NotFound {
+            return self.damaged(name, "it is missing".to_owned());
+        }
+        io_error("read", &*self.disk, name)(error)
+    }
+}
+
+/// Whether a file of this name is part of a replica.
+fn is_ours(name: &str) -> bool {
+    [STATE, STATE_NEW, RESERVE, IDENTITY_NEW].contains(&name) || is_log_file(name)
 }
 
 /// magic, format u32, zero u32, cluster id, raft id u64, zero u32, crc32c of all before it u32.
@@ -168,74 +207,108 @@ fn decode_identity(bytes: &[u8]) -> Result<Identity, Option<u32>> {
     })
 }
 
-fn sync(path: &Path) -> Result<(), OpenError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(io_error("sync", path))
-}
-
-pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(crate) fn io_error(
+    action: &'static str,
+    disk: &dyn DiskIo,
+    name: &str,
+) -> impl FnOnce(io::Error) -> OpenError + use<> {
+    let dir = PathBuf::from(disk.name());
+    let path = dir.join(name);
     move |source| {
         if crate::space::is_full(&source) {
-            return OpenError::Full { dir: path.parent().unwrap_or(path).to_owned() };
+            return OpenError::Full { dir };
         }
-        OpenError::Io { action, path: path.to_owned(), source }
+        OpenError::Io { action, path, source }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use platform::disk::Directory;
+    use platform::simulated::SimulatedDisk;
+
     use super::*;
 
     fn identity() -> Identity {
         Identity { cluster_id: Uuid::from_u128(0x1234), raft_id: 3 }
     }
 
-    fn created(dir: &Path) -> Replica {
-        let replica = Replica::lock(dir).unwrap();
-        let fill =
-            |root: &Path| std::fs::write(root.join("state.redb"), b"x").map_err(io_error("write", root));
-        replica.create(identity(), fill).unwrap();
+    fn fill(disk: &Arc<dyn DiskIo>) -> Result<(), OpenError> {
+        disk.open(STATE, OpenMode::Fresh).map(drop).map_err(io_error("write", &**disk, STATE))
+    }
+
+    fn created(disk: &Arc<dyn DiskIo>) -> Replica {
+        let replica = Replica::lock(disk).unwrap();
+        assert!(!replica.exists().unwrap());
+        replica.create(identity(), || fill(disk)).unwrap();
         replica
     }
 
     #[test]
     fn a_directory_is_open_once() {
         let dir = tempfile::tempdir().unwrap();
-        let replica = created(dir.path());
-        let Err(error) = Replica::lock(dir.path()) else { panic!("locked twice") };
+        let open = || -> Arc<dyn DiskIo> { Arc::new(Directory::open(dir.path()).unwrap()) };
+        let replica = created(&open());
+        let Err(error) = Replica::lock(&open()) else { panic!("locked twice") };
         assert!(error.to_string().contains("in use by another process"), "{error}");
         drop(replica);
-        assert!(Replica::lock(dir.path()).unwrap().exists());
+        assert!(Replica::lock(&open()).unwrap().exists().unwrap());
     }
 
     #[test]
     fn what_is_foreign_damaged_or_missing_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let replica = created(dir.path());
+        let simulated = SimulatedDisk::new(1 << 20);
+        let disk: Arc<dyn DiskIo> = Arc::new(simulated.clone());
+        let replica = created(&disk);
         replica.check(identity()).unwrap();
         let other = Identity { raft_id: 4, ..identity() };
         assert!(matches!(replica.check(other), Err(OpenError::Foreign { .. })));
 
-        let path = replica.root().join("identity");
-        let bytes = std::fs::read(&path).unwrap();
-        for at in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 4;
-            std::fs::write(&path, damaged).unwrap();
+        let bytes = simulated.contents(IDENTITY).unwrap();
+        for (at, byte) in (0..).zip(&bytes) {
+            simulated.damage(IDENTITY, at, &[byte ^ 4]);
             assert!(matches!(replica.check(identity()), Err(OpenError::Damaged { .. })), "byte {at}");
+            simulated.damage(IDENTITY, at, &[*byte]);
         }
-        std::fs::write(&path, &bytes).unwrap();
-        std::fs::remove_file(replica.root().join("state.redb")).unwrap();
+        disk.rename(IDENTITY, "elsewhere").unwrap();
+        assert!(
+            matches!(replica.exists(), Err(OpenError::Damaged { .. })),
+            "a lost identity is no new replica"
+        );
+        disk.rename("elsewhere", IDENTITY).unwrap();
+        disk.remove(STATE).unwrap();
+        assert!(replica.exists().unwrap());
         assert!(matches!(replica.check(identity()), Err(OpenError::Damaged { .. })));
     }
 
     #[test]
-    fn an_interrupted_creation_starts_anew() {
+    fn the_layout_before_the_first_release_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let replica = Replica::lock(dir.path()).unwrap();
-        let refused = replica.create(identity(), |root| Err(OpenError::Full { dir: root.to_owned() }));
-        assert!(refused.is_err() && !replica.exists());
-        drop(replica);
-        assert!(created(dir.path()).exists());
+        std::fs::create_dir(dir.path().join("replica")).unwrap();
+        let disk: Arc<dyn DiskIo> = Arc::new(Directory::open(dir.path()).unwrap());
+        let refused = Replica::lock(&disk).unwrap().exists().unwrap_err();
+        assert!(refused.to_string().contains("never released"), "{refused}");
+    }
+
+    #[test]
+    fn a_creation_that_crashes_anywhere_starts_anew_or_is_complete() {
+        for operations in 1.. {
+            let simulated = SimulatedDisk::new(1 << 20);
+            let disk: Arc<dyn DiskIo> = Arc::new(simulated.clone());
+            simulated.crash_after(operations, operations);
+            let made = Replica::lock(&disk).and_then(|replica| replica.create(identity(), || fill(&disk)));
+            if simulated.cancel_crash() {
+                made.unwrap();
+                return;
+            }
+            let disk: Arc<dyn DiskIo> = Arc::new(simulated.clone());
+            let replica = Replica::lock(&disk).unwrap();
+            if !replica.exists().unwrap() {
+                replica.create(identity(), || fill(&disk)).unwrap();
+            }
+            assert!(replica.exists().unwrap(), "after {operations}");
+            replica.check(identity()).unwrap();
+        }
     }
 
     #[test]

@@ -5,13 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use redb::Database;
 use tokio::sync::{oneshot, watch};
 
 use crate::error::{ProposeError, ReadError, StoreError};
 use crate::group::{GroupStatus, Priority};
 use crate::metrics::Metrics;
-use crate::state::view_of;
+use crate::state::{StateDb, view_of};
 use crate::store::{ReadView, Table};
 
 /// Where the group is in its life.
@@ -68,13 +67,13 @@ pub(crate) struct Shared {
     pub(crate) checkpoint_wanted: AtomicBool,
     in_flight: AtomicUsize,
     /// Gone once the group has stopped.
-    pub(crate) db: RwLock<Option<Arc<Database>>>,
+    pub(crate) db: RwLock<Option<Arc<StateDb>>>,
     /// The newest view, made by the first reader after a batch.
     view: Mutex<Option<Arc<ReadView>>>,
 }
 
 impl Shared {
-    pub(crate) fn new(name: &str, tables: &'static [Table], db: Arc<Database>, status: GroupStatus) -> Self {
+    pub(crate) fn new(name: &str, tables: &'static [Table], db: Arc<StateDb>, status: GroupStatus) -> Self {
         Shared {
             name: name.to_owned(),
             tables,
@@ -125,8 +124,12 @@ impl Shared {
 
     /// Lets go of the state file.
     pub(crate) fn close(&self) {
-        *self.db.write() = None;
+        let db = self.db.write().take();
         self.expire_view();
+        // Also for views that are still held: another process may have the file from here on.
+        if let Some(db) = db {
+            db.close();
+        }
         // Reads must not go on in the moment until the raft thread has ended too.
         self.leading.store(false, Ordering::Release);
     }

@@ -15,15 +15,15 @@
 //!
 //! Not here: who asks (see `driver`).
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
-use rustix::io::Errno;
+use platform::disk::{BlockFile, DiskIo, OpenMode};
+
+/// The reserve's file.
+pub(crate) const RESERVE: &str = "reserve";
 
 /// What the disk lets pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,19 +36,21 @@ pub(crate) enum Admission {
 /// The reserve file of a group and the free space around it.
 #[derive(Debug)]
 pub(crate) struct Reserve {
-    file: Mutex<File>,
+    disk: Arc<dyn DiskIo>,
+    file: Mutex<Arc<dyn BlockFile>>,
     size: u64,
     left: AtomicU64,
 }
 
 impl Reserve {
     /// Makes or opens the reserve and fills it up as far as there is room.
-    pub(crate) fn open(path: &Path, size: u64) -> io::Result<Reserve> {
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
-        let left = file.metadata()?.len();
-        let reserve = Reserve { file: Mutex::new(file), size, left: AtomicU64::new(left) };
+    pub(crate) fn open(disk: &Arc<dyn DiskIo>, size: u64) -> io::Result<Reserve> {
+        let file = disk.open(RESERVE, OpenMode::Either)?;
+        let left = file.length()?;
+        let reserve =
+            Reserve { disk: Arc::clone(disk), file: Mutex::new(file), size, left: AtomicU64::new(left) };
         if left > size {
-            reserve.file.lock().set_len(size)?;
+            reserve.file.lock().set_length(size)?;
             reserve.left.store(size, Ordering::Release);
         }
         reserve.refill(0)?;
@@ -76,7 +78,7 @@ impl Reserve {
             return Ok(false);
         }
         let rest = left.saturating_sub(bytes);
-        file.set_len(rest)?;
+        file.set_length(rest)?;
         self.left.store(rest, Ordering::Release);
         Ok(true)
     }
@@ -87,38 +89,16 @@ impl Reserve {
             return Ok(());
         }
         let file = self.file.lock();
-        match allocate(&file, left, self.size - left, true) {
+        match file.allocate(left, self.size - left) {
             Ok(()) => self.left.store(self.size, Ordering::Release),
-            Err(error) if is_full(&error) => file.set_len(left)?,
+            Err(error) if is_full(&error) => file.set_length(left)?,
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
     fn free(&self) -> io::Result<u64> {
-        let found = fstatvfs(&*self.file.lock())?;
-        Ok(found.f_bavail.saturating_mul(found.f_frsize))
-    }
-}
-
-/// Allocates blocks so that writing them cannot run out of space; `extend` moves the end of the file along. Where the
-/// file system cannot, a file that is extended is filled with zeros, any other one takes its chance.
-pub(crate) fn allocate(file: &File, at: u64, size: u64, extend: bool) -> io::Result<()> {
-    let flags = if extend { FallocateFlags::empty() } else { FallocateFlags::KEEP_SIZE };
-    match fallocate(file, flags, at, size) {
-        Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) if extend => {
-            let zeros = vec![0; 1 << 16];
-            let mut done = 0;
-            while done < size {
-                let piece = zeros.len().min((size - done) as usize);
-                file.write_all_at(&zeros[..piece], at + done)?;
-                done += piece as u64;
-            }
-            Ok(())
-        }
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        Err(error) => Err(error.into()),
+        Ok(self.disk.room()?.available)
     }
 }
 
@@ -128,34 +108,36 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use platform::simulated::SimulatedDisk;
+
     use super::*;
 
     const SIZE: u64 = 1 << 20;
 
     #[test]
     fn a_used_reserve_lets_pass_less_and_fills_up_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("reserve");
-        let reserve = Reserve::open(&path, SIZE).unwrap();
+        let disk = SimulatedDisk::new(64 * SIZE);
+        let disk: Arc<dyn DiskIo> = Arc::new(disk);
+        let reserve = Reserve::open(&disk, SIZE).unwrap();
         assert_eq!(reserve.admission(0).unwrap(), Admission::All);
         assert_eq!(reserve.admission(u64::MAX / 2).unwrap(), Admission::FreeingOnly);
         assert!(reserve.release(SIZE / 4).unwrap());
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), SIZE / 4 * 3);
+        assert_eq!(disk.open(RESERVE, OpenMode::Existing).unwrap().length().unwrap(), SIZE / 4 * 3);
         assert_eq!(reserve.admission(u64::MAX / 2).unwrap(), Admission::FreeingOnly);
         assert!(reserve.release(SIZE / 2).unwrap());
         assert_eq!(reserve.admission(u64::MAX / 2).unwrap(), Admission::Nothing);
         assert!(reserve.release(SIZE).unwrap());
         assert!(!reserve.release(1).unwrap(), "nothing is left to give");
         assert_eq!(reserve.admission(0).unwrap(), Admission::All);
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), SIZE);
+        assert_eq!(disk.open(RESERVE, OpenMode::Existing).unwrap().length().unwrap(), SIZE);
     }
 
     #[test]
     fn a_smaller_reserve_is_cut_at_open() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("reserve");
-        drop(Reserve::open(&path, SIZE).unwrap());
-        let reserve = Reserve::open(&path, SIZE / 2).unwrap();
+        let disk = SimulatedDisk::new(64 * SIZE);
+        let disk: Arc<dyn DiskIo> = Arc::new(disk);
+        drop(Reserve::open(&disk, SIZE).unwrap());
+        let reserve = Reserve::open(&disk, SIZE / 2).unwrap();
         assert_eq!(reserve.left.load(Ordering::Acquire), SIZE / 2);
     }
 }

@@ -23,12 +23,13 @@
 
 use std::cell::OnceCell;
 use std::ops::{Bound, ControlFlow};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::StoreError;
+use crate::state::StateDb;
 
 /// Bytes in front of each stored value: the row's CRC32C.
 const CRC_SIZE: usize = 4;
@@ -332,16 +333,23 @@ impl Rows for WriteBatch<'_> {
 /// One read transaction: the rows as they were after some batch, for as long as it is held. Keep it for seconds, not
 /// for minutes: the pages it can see are not reused meanwhile.
 pub struct ReadView {
-    txn: redb::ReadTransaction,
-    declared: &'static [Table],
+    // Before the database it reads from: fields are dropped in order.
     open: Vec<OnceLock<Option<OpenReadTable>>>,
+    txn: redb::ReadTransaction,
+    /// Kept open for the view; None of a store in memory.
+    _db: Option<Arc<StateDb>>,
+    declared: &'static [Table],
     applied_index: OnceLock<u64>,
 }
 
 impl ReadView {
-    pub(crate) fn new(txn: redb::ReadTransaction, declared: &'static [Table]) -> Self {
+    pub(crate) fn new(
+        txn: redb::ReadTransaction,
+        declared: &'static [Table],
+        db: Option<Arc<StateDb>>,
+    ) -> Self {
         let open = declared.iter().map(|_| OnceLock::new()).collect();
-        ReadView { txn, declared, open, applied_index: OnceLock::new() }
+        ReadView { open, txn, _db: db, declared, applied_index: OnceLock::new() }
     }
 
     /// The last entry whose rows it shows; 0 of a store that no log feeds. A reader's witness of when it read.
@@ -444,7 +452,7 @@ impl MemoryStore {
 
     /// The rows as they are now.
     pub fn view(&self) -> ReadView {
-        ReadView::new(self.db.begin_read().expect("memory does not fail"), self.tables)
+        ReadView::new(self.db.begin_read().expect("memory does not fail"), self.tables, None)
     }
 
     /// The hash over all rows.

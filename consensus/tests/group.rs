@@ -18,7 +18,7 @@ fn command(text: &str) -> Bytes {
 
 /// Overwrites one register's stored bytes in the closed state file, as rot would.
 fn rot(dir: &Path, table: &str, row_key: &[u8]) {
-    let path = dir.join("replica/state.redb");
+    let path = dir.join("state.redb");
     let db = redb::Database::open(&path).unwrap();
     let mut txn = db.begin_write().unwrap();
     txn.set_quick_repair(true);
@@ -245,7 +245,7 @@ async fn damage_is_refused_at_start_with_advice() {
     let refused = |what: &str, damage: &dyn Fn(&Path)| {
         let copy = tempfile::tempdir().unwrap();
         copy_dir(dir.path(), copy.path());
-        damage(&copy.path().join("replica"));
+        damage(copy.path());
         let Err(error) = Group::open(config(copy.path()), Registers::new()) else {
             panic!("opened despite {what}")
         };
@@ -254,7 +254,9 @@ async fn damage_is_refused_at_start_with_advice() {
     };
     refused("a missing state", &|root| std::fs::remove_file(root.join("state.redb")).unwrap());
     refused("a missing identity", &|root| std::fs::remove_file(root.join("identity")).unwrap());
-    refused("a missing log", &|root| std::fs::remove_dir_all(root.join("log")).unwrap());
+    refused("a missing log", &|root| {
+        segments(root).iter().for_each(|path| std::fs::remove_file(path).unwrap())
+    });
     refused("a flipped bit in the log", &|root| {
         let segment = newest_segment(root);
         let mut bytes = std::fs::read(&segment).unwrap();
@@ -273,14 +275,16 @@ async fn damage_is_refused_at_start_with_advice() {
     });
 }
 
-fn newest_segment(root: &Path) -> std::path::PathBuf {
-    let mut segments: Vec<_> = std::fs::read_dir(root.join("log"))
-        .unwrap()
-        .map(|item| item.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
-        .collect();
+fn segments(root: &Path) -> Vec<std::path::PathBuf> {
+    let paths = std::fs::read_dir(root).unwrap().map(|item| item.unwrap().path());
+    let mut segments: Vec<_> =
+        paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("log.")).collect();
     segments.sort();
-    segments.pop().unwrap()
+    segments
+}
+
+fn newest_segment(root: &Path) -> std::path::PathBuf {
+    segments(root).pop().unwrap()
 }
 
 #[tokio::test]
@@ -295,14 +299,14 @@ async fn an_older_state_catches_up_from_the_log_to_the_same_hash() {
     ask(&group, "set before x").await;
     // What a power cut would find: a state without these rows, and the log.
     let early = tempfile::tempdir().unwrap();
-    std::fs::copy(dir.path().join("replica/state.redb"), early.path().join("state.redb")).unwrap();
+    std::fs::copy(dir.path().join("state.redb"), early.path().join("state.redb")).unwrap();
     for count in 0..500 {
         ask(&group, &format!("set r{} {count}", count % 70)).await;
     }
     let expected = group.status();
     assert_eq!(expected.checkpoint_index, 0);
     group.shutdown().await;
-    std::fs::copy(early.path().join("state.redb"), dir.path().join("replica/state.redb")).unwrap();
+    std::fs::copy(early.path().join("state.redb"), dir.path().join("state.redb")).unwrap();
     let group = Group::open(rare, Registers::new()).unwrap();
     assert!(group.status().checkpoint_index < 3);
     group.wait_leader().await.unwrap();
@@ -321,7 +325,7 @@ async fn a_replay_longer_than_every_queue_ends() {
     let empty = tempfile::tempdir().unwrap();
     let group = Group::open(rare.clone(), Registers::new()).unwrap();
     group.wait_leader().await.unwrap();
-    std::fs::copy(dir.path().join("replica/state.redb"), empty.path().join("state.redb")).unwrap();
+    std::fs::copy(dir.path().join("state.redb"), empty.path().join("state.redb")).unwrap();
     // More bytes than raft hands out at once and than all of apply's inbox holds.
     let long = "x".repeat(900 << 10);
     for count in 0..30 {
@@ -329,7 +333,7 @@ async fn a_replay_longer_than_every_queue_ends() {
     }
     let expected = group.status();
     group.shutdown().await;
-    std::fs::copy(empty.path().join("state.redb"), dir.path().join("replica/state.redb")).unwrap();
+    std::fs::copy(empty.path().join("state.redb"), dir.path().join("state.redb")).unwrap();
     let group = Group::open(rare, Registers::new()).unwrap();
     group.wait_leader().await.unwrap();
     assert_eq!(group.status().state_hash, expected.state_hash);
@@ -343,8 +347,8 @@ async fn checkpoints_let_segments_be_recycled() {
     for count in 0..2000 {
         ask(&group, &format!("set r{} {}", count % 10, "x".repeat(150))).await;
     }
-    let files = std::fs::read_dir(dir.path().join("replica/log")).unwrap().count();
-    assert!(files <= 6, "{files} files for 500 KiB of log");
+    let files = segments(dir.path()).len();
+    assert!(files <= 4, "{files} files for 500 KiB of log");
     let status = group.status();
     assert!(status.log_first_index > 1000, "{status:?}");
     assert!(status.checkpoint_index + 1 >= status.log_first_index);

@@ -1,18 +1,17 @@
 //! The log's files: segment headers, names, zero-filling, renames that survive a power cut.
 //!
-//! `<epoch>.seg` is a segment of the log, `spare-<n>` a file of a segment's size that waits to become one,
-//! `preparing` a spare in the making. A file carries the name `.seg` only while its header is durable and right, so a
-//! bad header in one is damage, and a bad header in a spare is nothing.
+//! `log.<epoch>` is a segment of the log, `spare.<n>` a file of a segment's size that waits to become one, `preparing`
+//! a spare in the making. A file carries a segment's name only while its header is durable and right, so a bad header
+//! in one is damage, and a bad header in a spare is nothing.
 //!
 //! Not here: what the records mean (see `segmented`).
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use platform::disk::{BlockFile, DiskIo, OpenMode, write_zeros};
 use raft::eraftpb::HardState;
-use rustix::fs::{FallocateFlags, fallocate};
 use uuid::Uuid;
 
 use super::record::Stamp;
@@ -31,11 +30,8 @@ const MAGIC: &[u8; 8] = b"FZRAFLOG";
 const HEADER_USED: usize = 112;
 
 const PREPARING: &str = "preparing";
-const SPARE_PREFIX: &str = "spare-";
-const SEGMENT_SUFFIX: &str = ".seg";
-
-/// Zeros are written in pieces of this size.
-const ZERO_PIECE: usize = 1 << 20;
+const SPARE_PREFIX: &str = "spare.";
+const SEGMENT_PREFIX: &str = "log.";
 
 /// Whose log it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,30 +140,28 @@ pub(crate) enum BadHeader {
     Format(u32),
 }
 
-/// What stands in a log directory.
+/// What stands of a log on a disk.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     /// Segments by ascending epoch.
-    pub(crate) segments: Vec<(u64, PathBuf)>,
-    pub(crate) spares: Vec<PathBuf>,
+    pub(crate) segments: Vec<(u64, String)>,
+    pub(crate) spares: Vec<String>,
 }
 
-/// Lists the directory and removes a spare that was never finished.
-pub(crate) fn list(dir: &Path) -> Result<Listing, LogError> {
+/// Lists the log's files and removes a spare that was never finished.
+pub(crate) fn list(disk: &dyn DiskIo) -> Result<Listing, LogError> {
     let mut listing = Listing::default();
-    for item in std::fs::read_dir(dir).map_err(io_error("list", dir))? {
-        let path = item.map_err(io_error("list", dir))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    for name in disk.list().map_err(io_error("list", disk, ""))? {
         if name == PREPARING {
-            std::fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            disk.remove(&name).map_err(io_error("remove", disk, &name))?;
         } else if name.starts_with(SPARE_PREFIX) {
-            listing.spares.push(path);
-        } else if let Some(hex) = name.strip_suffix(SEGMENT_SUFFIX) {
+            listing.spares.push(name);
+        } else if let Some(hex) = name.strip_prefix(SEGMENT_PREFIX) {
             let epoch = u64::from_str_radix(hex, 16).map_err(|_| LogError::Damaged {
-                dir: dir.to_owned(),
+                dir: PathBuf::from(disk.name()),
                 what: format!("{name} is not the name of a segment"),
             })?;
-            listing.segments.push((epoch, path));
+            listing.segments.push((epoch, name));
         }
     }
     listing.segments.sort();
@@ -175,91 +169,81 @@ pub(crate) fn list(dir: &Path) -> Result<Listing, LogError> {
     Ok(listing)
 }
 
-pub(crate) fn segment_path(dir: &Path, epoch: u64) -> PathBuf {
-    dir.join(format!("{epoch:016x}{SEGMENT_SUFFIX}"))
+/// Whether a file of this name is the log's.
+pub(crate) fn is_log_file(name: &str) -> bool {
+    name == PREPARING || name.starts_with(SPARE_PREFIX) || name.starts_with(SEGMENT_PREFIX)
 }
 
-pub(crate) fn open_file(path: &Path) -> Result<File, LogError> {
-    OpenOptions::new().read(true).write(true).open(path).map_err(io_error("open", path))
+pub(crate) fn segment_name(epoch: u64) -> String {
+    format!("{SEGMENT_PREFIX}{epoch:016x}")
+}
+
+pub(crate) fn open_file(disk: &dyn DiskIo, name: &str) -> Result<Arc<dyn BlockFile>, LogError> {
+    disk.open(name, OpenMode::Existing).map_err(io_error("open", disk, name))
 }
 
 /// Makes a zero-filled spare, durable under its name.
-pub(crate) fn prepare_spare(dir: &Path, segment_bytes: u64) -> Result<PathBuf, LogError> {
-    let preparing = dir.join(PREPARING);
-    let outcome = fill_with_zeros(&preparing, segment_bytes).and_then(|()| {
-        let spare = unused_spare_path(dir);
-        std::fs::rename(&preparing, &spare)?;
-        sync_dir(dir)?;
+pub(crate) fn prepare_spare(disk: &dyn DiskIo, segment_bytes: u64) -> Result<String, LogError> {
+    let outcome = fill_with_zeros(disk, segment_bytes).and_then(|()| {
+        let spare = unused_spare_name(disk)?;
+        disk.rename(PREPARING, &spare)?;
+        disk.sync_names()?;
         Ok(spare)
     });
     outcome.map_err(|source| {
-        let _ = std::fs::remove_file(&preparing);
-        full_or_io(dir, "prepare", &preparing, source)
+        let _ = disk.remove(PREPARING);
+        if is_full(&source) {
+            return LogError::Full { dir: PathBuf::from(disk.name()) };
+        }
+        io_error("prepare", disk, PREPARING)(source)
     })
 }
 
 /// Turns a segment into a spare. Durable before it returns: the file's header is overwritten later, and must not be
 /// then if a power cut brings the old name back.
-pub(crate) fn retire_segment(dir: &Path, path: &Path) -> Result<PathBuf, LogError> {
-    let spare = unused_spare_path(dir);
-    std::fs::rename(path, &spare).map_err(io_error("rename", path))?;
-    sync_dir(dir).map_err(io_error("sync", dir))?;
+pub(crate) fn retire_segment(disk: &dyn DiskIo, name: &str) -> Result<String, LogError> {
+    let spare = unused_spare_name(disk).map_err(io_error("list", disk, ""))?;
+    disk.rename(name, &spare).map_err(io_error("rename", disk, name))?;
+    disk.sync_names().map_err(io_error("sync", disk, ""))?;
     Ok(spare)
 }
 
-pub(crate) fn remove_segment(dir: &Path, path: &Path) -> Result<(), LogError> {
-    std::fs::remove_file(path).map_err(io_error("remove", path))?;
-    sync_dir(dir).map_err(io_error("sync", dir))
+pub(crate) fn remove_segment(disk: &dyn DiskIo, name: &str) -> Result<(), LogError> {
+    disk.remove(name).map_err(io_error("remove", disk, name))?;
+    disk.sync_names().map_err(io_error("sync", disk, ""))
 }
 
 /// Gives a spare whose header is durable its segment name.
-pub(crate) fn promote_spare(dir: &Path, spare: &Path, epoch: u64) -> Result<PathBuf, LogError> {
-    let path = segment_path(dir, epoch);
-    std::fs::rename(spare, &path).map_err(io_error("rename", spare))?;
-    sync_dir(dir).map_err(io_error("sync", dir))?;
-    Ok(path)
+pub(crate) fn promote_spare(disk: &dyn DiskIo, spare: &str, epoch: u64) -> Result<String, LogError> {
+    let name = segment_name(epoch);
+    disk.rename(spare, &name).map_err(io_error("rename", disk, spare))?;
+    disk.sync_names().map_err(io_error("sync", disk, ""))?;
+    Ok(name)
 }
 
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
-    move |source| LogError::Io { action, path: path.to_owned(), source }
-}
-
-fn full_or_io(dir: &Path, action: &'static str, path: &Path, source: io::Error) -> LogError {
-    if is_full(&source) {
-        LogError::Full { dir: dir.to_owned() }
-    } else {
-        LogError::Io { action, path: path.to_owned(), source }
-    }
+pub(crate) fn io_error(
+    action: &'static str,
+    disk: &dyn DiskIo,
+    name: &str,
+) -> impl FnOnce(io::Error) -> LogError + use<> {
+    let path = PathBuf::from(disk.name()).join(name);
+    move |source| LogError::Io { action, path, source }
 }
 
 /// Real zeros rather than an allocation: writing into allocated but unwritten blocks would change the file's extents,
 /// and every fdatasync of the log would then commit the file system's journal too.
-fn fill_with_zeros(path: &Path, size: u64) -> io::Result<()> {
-    let file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
-    match fallocate(&file, FallocateFlags::empty(), 0, size) {
-        // Not every file system can; the zeros then allocate.
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let zeros = vec![0; ZERO_PIECE.min(size as usize)];
-    let mut at = 0;
-    while at < size {
-        let piece = zeros.len().min((size - at) as usize);
-        file.write_all_at(&zeros[..piece], at)?;
-        at += piece as u64;
-    }
+fn fill_with_zeros(disk: &dyn DiskIo, size: u64) -> io::Result<()> {
+    let file = disk.open(PREPARING, OpenMode::Fresh)?;
+    file.allocate(0, size)?;
+    write_zeros(&*file, 0, size)?;
     file.sync_all()
 }
 
-fn unused_spare_path(dir: &Path) -> PathBuf {
-    (0u64..)
-        .map(|number| dir.join(format!("{SPARE_PREFIX}{number:04}")))
-        .find(|path| !path.exists())
-        .expect("a directory has fewer than 2^64 files")
+fn unused_spare_name(disk: &dyn DiskIo) -> io::Result<String> {
+    let names = disk.list()?;
+    let unused =
+        (0u64..).map(|number| format!("{SPARE_PREFIX}{number:04}")).find(|name| !names.contains(name));
+    Ok(unused.expect("a directory has fewer than 2^64 files"))
 }
 
 #[cfg(test)]

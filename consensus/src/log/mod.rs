@@ -14,7 +14,7 @@ use raft::eraftpb::{Entry, HardState};
 
 use crate::error::LogError;
 
-pub(crate) use files::Identity;
+pub(crate) use files::{Identity, is_log_file};
 pub(crate) use record::entry_record_size;
 pub(crate) use segmented::{LogConfig, SegmentedLog};
 

@@ -4,7 +4,7 @@
 //!  recycled when at or           the segment being written            the reserve
 //!  below a checkpoint
 //!  +------------------+ seal     +----------+-------------------+     +----------------+
-//!  | 0001.seg         |--------->| 0002.seg | zeros or garbage  |     | spare-0000     |
+//!  | log.0001         |--------->| log.0002 | zeros or garbage  |     | spare.0000     |
 //!  +------------------+          +----------+-------------------+     +----------------+
 //! ```
 //!
@@ -27,11 +27,14 @@
 //! Not here: bytes of records and headers (see `record`, `files`).
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::io;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
+use platform::disk::{BlockFile, DiskIo};
+use platform::{actor, node};
 use raft::eraftpb::{Entry, HardState};
 
 use super::Log;
@@ -59,7 +62,7 @@ const PREPARE_RETRY_NS: u64 = 500_000_000;
 /// How the log is opened.
 #[derive(Debug, Clone)]
 pub(crate) struct LogConfig {
-    pub(crate) dir: PathBuf,
+    pub(crate) disk: Arc<dyn DiskIo>,
     pub(crate) identity: Identity,
     /// Size of new segments. Existing ones keep theirs.
     pub(crate) segment_bytes: u64,
@@ -72,8 +75,10 @@ pub(crate) struct SegmentedLog {
     config: LogConfig,
     /// Oldest first; the last is written. Never empty.
     segments: VecDeque<Segment>,
-    spares: Vec<PathBuf>,
-    preparing: Option<Receiver<Result<PathBuf, LogError>>>,
+    spares: Vec<String>,
+    preparer: Option<Preparer>,
+    /// A spare is being made.
+    preparing: bool,
     prepare_failed_ns: Option<u64>,
     /// Where the next record goes in the last segment.
     position: u64,
@@ -93,12 +98,18 @@ pub(crate) struct SegmentedLog {
 struct Segment {
     stamp: Stamp,
     capacity: u64,
-    path: PathBuf,
-    file: File,
+    name: String,
+    file: Arc<dyn BlockFile>,
     /// The index of the entry at `offsets[0]`; meaningless while there is none.
     first_index: u64,
     /// Segments are far below 4 GiB.
     offsets: Vec<u32>,
+}
+
+/// Makes spares on a thread of its own, as zero-filling one takes longer than a commit may.
+struct Preparer {
+    orders: tokio::sync::mpsc::Sender<()>,
+    outcomes: Receiver<Result<String, LogError>>,
 }
 
 /// The terms of a contiguous range of indices, as runs.
@@ -113,23 +124,23 @@ struct Terms {
 impl SegmentedLog {
     /// Makes the first segment in an empty directory.
     pub(crate) fn create(config: LogConfig) -> Result<SegmentedLog, LogError> {
-        let spare = prepare_spare(&config.dir, config.segment_bytes)?;
+        let spare = prepare_spare(&*config.disk, config.segment_bytes)?;
         let mut log = SegmentedLog::empty(config);
         let (header, file) = log.write_header(&spare, 1)?;
-        let path = promote_spare(&log.config.dir, &spare, header.stamp.epoch)?;
-        log.push_segment(&header, path, file);
+        let name = promote_spare(&*log.config.disk, &spare, header.stamp.epoch)?;
+        log.push_segment(&header, name, file);
         log.write_opened()?;
         Ok(log)
     }
 
     /// Opens the log, finishes what a crash interrupted and cuts what was never durable.
     pub(crate) fn open(config: LogConfig) -> Result<SegmentedLog, LogError> {
-        let listing = list(&config.dir)?;
+        let listing = list(&*config.disk)?;
         let mut log = SegmentedLog::empty(config);
         log.spares = listing.spares;
         let mut seal = None;
-        for (epoch, path) in listing.segments {
-            log.open_segment(epoch, path, seal)?;
+        for (epoch, name) in listing.segments {
+            log.open_segment(epoch, name, seal)?;
             seal = log.replay_last()?;
         }
         if log.segments.is_empty() {
@@ -156,7 +167,8 @@ impl SegmentedLog {
             config,
             segments: VecDeque::new(),
             spares: Vec::new(),
-            preparing: None,
+            preparer: None,
+            preparing: false,
             prepare_failed_ns: None,
             position: SEGMENT_HEADER_SIZE,
             buffer: Vec::new(),
@@ -171,19 +183,23 @@ impl SegmentedLog {
     }
 
     fn damaged(&self, what: String) -> LogError {
-        LogError::Damaged { dir: self.config.dir.clone(), what }
+        LogError::Damaged { dir: self.dir(), what }
+    }
+
+    /// Where the log is, for messages.
+    fn dir(&self) -> PathBuf {
+        PathBuf::from(self.config.disk.name())
     }
 
     // Opening.
 
     /// Reads a segment's header and checks that it continues what was read so far.
-    fn open_segment(&mut self, epoch: u64, path: PathBuf, seal: Option<Stamp>) -> Result<(), LogError> {
-        let file = open_file(&path)?;
-        let header = self.read_header(&file, &path)?;
-        let name = path.display();
+    fn open_segment(&mut self, epoch: u64, name: String, seal: Option<Stamp>) -> Result<(), LogError> {
+        let file = open_file(&*self.config.disk, &name)?;
+        let header = self.read_header(&*file, &name)?;
         if header.identity != self.config.identity {
             return Err(LogError::Foreign {
-                dir: self.config.dir.clone(),
+                dir: self.dir(),
                 found: header.identity.to_string(),
                 expected: self.config.identity.to_string(),
             });
@@ -201,35 +217,34 @@ impl SegmentedLog {
                 self.damaged(format!("records before {name} are missing, from record {}", self.next_number))
             );
         }
-        self.push_segment(&header, path, file);
+        self.push_segment(&header, name, file);
         Ok(())
     }
 
-    fn read_header(&self, file: &File, path: &Path) -> Result<SegmentHeader, LogError> {
+    fn read_header(&self, file: &dyn BlockFile, name: &str) -> Result<SegmentHeader, LogError> {
         let mut bytes = vec![0; SEGMENT_HEADER_SIZE as usize];
-        let size = file.metadata().map_err(io_error("look at", path))?.len();
+        let disk = &*self.config.disk;
+        let size = file.length().map_err(io_error("look at", disk, name))?;
         if size >= SEGMENT_HEADER_SIZE {
-            file.read_exact_at(&mut bytes, 0).map_err(io_error("read", path))?;
+            file.read_into(0, &mut bytes).map_err(io_error("read", disk, name))?;
         }
         match SegmentHeader::decode(&bytes) {
             Ok(header) if header.segment_bytes > size || header.segment_bytes > u64::from(u32::MAX) => {
-                Err(self.damaged(format!("{} has {size} of {} bytes", path.display(), header.segment_bytes)))
+                Err(self.damaged(format!("{name} has {size} of {} bytes", header.segment_bytes)))
             }
             Ok(header) => Ok(header),
-            Err(BadHeader::Damaged) => {
-                Err(self.damaged(format!("the header of {} is unreadable", path.display())))
-            }
+            Err(BadHeader::Damaged) => Err(self.damaged(format!("the header of {name} is unreadable"))),
             Err(BadHeader::Format(found)) => {
-                Err(LogError::Format { dir: self.config.dir.clone(), found, known: LOG_FORMAT })
+                Err(LogError::Format { dir: self.dir(), found, known: LOG_FORMAT })
             }
         }
     }
 
-    fn push_segment(&mut self, header: &SegmentHeader, path: PathBuf, file: File) {
+    fn push_segment(&mut self, header: &SegmentHeader, name: String, file: Arc<dyn BlockFile>) {
         self.segments.push_back(Segment {
             stamp: header.stamp,
             capacity: header.segment_bytes,
-            path,
+            name,
             file,
             first_index: 0,
             offsets: Vec::new(),
@@ -263,7 +278,7 @@ impl SegmentedLog {
     fn read_last(&self) -> Result<Vec<u8>, LogError> {
         let segment = self.last_segment();
         let mut bytes = vec![0; segment.capacity as usize];
-        segment.file.read_exact_at(&mut bytes, 0).map_err(io_error("read", &segment.path))?;
+        segment.file.read_into(0, &mut bytes).map_err(io_error("read", &*self.config.disk, &segment.name))?;
         Ok(bytes)
     }
 
@@ -319,7 +334,7 @@ impl SegmentedLog {
                 return Err(self.damaged(format!(
                     "record {} at byte {position} of {} is unreadable, and record {} says that it was durable",
                     self.next_number,
-                    self.last_segment().path.display(),
+                    self.last_segment().name,
                     found.number
                 )));
             }
@@ -330,13 +345,13 @@ impl SegmentedLog {
     /// The last segment is sealed and its successor has no name yet: the crash came between seal and rename.
     fn finish_roll(&mut self, next: Stamp) -> Result<(), LogError> {
         for at in 0..self.spares.len() {
-            let path = self.spares[at].clone();
-            let file = open_file(&path)?;
-            let Ok(header) = self.read_header(&file, &path) else { continue };
+            let spare = self.spares[at].clone();
+            let file = open_file(&*self.config.disk, &spare)?;
+            let Ok(header) = self.read_header(&*file, &spare) else { continue };
             if header.stamp == next && header.first_number == self.next_number {
                 self.spares.remove(at);
-                let path = promote_spare(&self.config.dir, &path, next.epoch)?;
-                self.push_segment(&header, path, file);
+                let name = promote_spare(&*self.config.disk, &spare, next.epoch)?;
+                self.push_segment(&header, name, file);
                 return Ok(());
             }
         }
@@ -346,11 +361,13 @@ impl SegmentedLog {
     /// Spares of another size than wanted would make [`Log::admit`] lie.
     fn drop_misfit_spares(&mut self) -> Result<(), LogError> {
         for spare in std::mem::take(&mut self.spares) {
-            let size = std::fs::metadata(&spare).map_err(io_error("look at", &spare))?.len();
+            let disk = &*self.config.disk;
+            let length = open_file(disk, &spare)?.length();
+            let size = length.map_err(io_error("look at", disk, &spare))?;
             if size == self.config.segment_bytes && self.spares.len() < SPARES_MAX {
                 self.spares.push(spare);
             } else {
-                remove_segment(&self.config.dir, &spare)?;
+                remove_segment(disk, &spare)?;
             }
         }
         Ok(())
@@ -399,7 +416,8 @@ impl SegmentedLog {
         }
         let at = self.position - self.buffer.len() as u64;
         let segment = self.last_segment();
-        segment.file.write_all_at(&self.buffer, at).map_err(io_error("write", &segment.path))?;
+        let written = segment.file.write_at(at, &[&self.buffer]);
+        written.map_err(io_error("write", &*self.config.disk, &segment.name))?;
         self.buffer.clear();
         self.unsynced = true;
         Ok(())
@@ -414,14 +432,18 @@ impl SegmentedLog {
         self.write_out()?;
         self.sync()?;
         wire::failpoint::hit("consensus_segment_rolled");
-        let path = promote_spare(&self.config.dir, &spare, header.stamp.epoch)?;
-        self.push_segment(&header, path, file);
+        let name = promote_spare(&*self.config.disk, &spare, header.stamp.epoch)?;
+        self.push_segment(&header, name, file);
         self.rolls += 1;
         Ok(())
     }
 
     /// Makes the header of the next segment durable in a spare.
-    fn write_header(&self, spare: &Path, first_number: u64) -> Result<(SegmentHeader, File), LogError> {
+    fn write_header(
+        &self,
+        spare: &str,
+        first_number: u64,
+    ) -> Result<(SegmentHeader, Arc<dyn BlockFile>), LogError> {
         let epoch = self.segments.back().map_or(0, |segment| segment.stamp.epoch) + 1;
         let header = SegmentHeader {
             identity: self.config.identity,
@@ -432,69 +454,82 @@ impl SegmentedLog {
             hard_state: self.hard_state.clone(),
             segment_bytes: self.config.segment_bytes,
         };
-        let file = open_file(spare)?;
-        file.write_all_at(&header.encode(), 0).map_err(io_error("write", spare))?;
-        file.sync_all().map_err(io_error("sync", spare))?;
+        let disk = &*self.config.disk;
+        let file = open_file(disk, spare)?;
+        file.write_at(0, &[&header.encode()]).map_err(io_error("write", disk, spare))?;
+        file.sync_all().map_err(io_error("sync", disk, spare))?;
         Ok((header, file))
     }
 
     // Spares.
 
-    fn take_spare(&mut self) -> Result<PathBuf, LogError> {
-        if self.spares.is_empty() && self.preparing.is_some() {
+    fn take_spare(&mut self) -> Result<String, LogError> {
+        if self.spares.is_empty() && self.preparing {
             self.poll_preparing(true);
         }
         match self.spares.pop() {
             Some(spare) => Ok(spare),
-            None => prepare_spare(&self.config.dir, self.config.segment_bytes),
+            None => prepare_spare(&*self.config.disk, self.config.segment_bytes),
         }
     }
 
     fn start_preparing(&mut self) {
         let now = wire::clock::steady_ns();
-        if self.preparing.is_some() || self.prepare_failed_ns.is_some_and(|at| now < at + PREPARE_RETRY_NS) {
+        if self.preparing || self.prepare_failed_ns.is_some_and(|at| now < at + PREPARE_RETRY_NS) {
             return;
         }
-        let (sender, receiver) = sync_channel(1);
-        let (dir, segment_bytes) = (self.config.dir.clone(), self.config.segment_bytes);
-        let spawned =
-            std::thread::Builder::new().name(format!("{}-prepare", self.config.name)).spawn(move || {
-                let _ = sender.send(prepare_spare(&dir, segment_bytes));
-            });
-        match spawned {
-            Ok(_) => self.preparing = Some(receiver),
-            Err(error) => {
-                tracing::warn!(group = %self.config.name, %error, "cannot start a thread to prepare a log segment");
-                self.prepare_failed_ns = Some(now);
+        if node::current().is_some() {
+            // A simulated node has one thread, and a write takes no time there.
+            self.prepared(prepare_spare(&*self.config.disk, self.config.segment_bytes));
+            return;
+        }
+        if self.preparer.is_none() {
+            match Preparer::start(&self.config) {
+                Ok(preparer) => self.preparer = Some(preparer),
+                Err(error) => {
+                    tracing::warn!(group = %self.config.name, %error, "cannot start a thread to prepare log segments");
+                    self.prepare_failed_ns = Some(now);
+                    return;
+                }
             }
         }
+        self.preparing = self.preparer.as_ref().is_some_and(|preparer| preparer.orders.try_send(()).is_ok());
     }
 
     /// Takes in a spare that has been prepared meanwhile, or waits for it.
     fn poll_preparing(&mut self, wait: bool) {
-        let Some(receiver) = &self.preparing else { return };
+        let Some(preparer) = self.preparer.as_ref().filter(|_| self.preparing) else { return };
         let outcome = if wait {
-            receiver.recv().ok()
+            preparer.outcomes.recv().ok()
         } else {
-            match receiver.try_recv() {
+            match preparer.outcomes.try_recv() {
                 Ok(outcome) => Some(outcome),
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => None,
             }
         };
-        self.preparing = None;
+        self.preparing = false;
         match outcome {
-            Some(Ok(spare)) => {
+            Some(outcome) => self.prepared(outcome),
+            None => {
+                self.preparer = None;
+                self.prepare_failed_ns = Some(wire::clock::steady_ns());
+            }
+        }
+    }
+
+    fn prepared(&mut self, outcome: Result<String, LogError>) {
+        match outcome {
+            Ok(spare) => {
                 self.prepare_failed_ns = None;
                 self.spares.push(spare);
             }
-            Some(Err(error)) => {
+            Err(error) => {
                 if self.prepare_failed_ns.is_none() {
                     tracing::warn!(group = %self.config.name, %error, "no spare log segment");
                 }
                 self.prepare_failed_ns = Some(wire::clock::steady_ns());
             }
-            None => self.prepare_failed_ns = Some(wire::clock::steady_ns()),
         }
     }
 
@@ -574,7 +609,11 @@ impl Log for SegmentedLog {
             let (segment, offset) = self
                 .segment_of(index)
                 .ok_or_else(|| self.damaged(format!("entry {index} is in no segment")))?;
-            let bytes = window.record(segment, offset)?;
+            let bytes = window.record(segment, offset).map_err(io_error(
+                "read",
+                &*self.config.disk,
+                &segment.name,
+            ))?;
             let entry = match decode(bytes, segment.stamp).map(|found| found.record) {
                 Some(Record::Entry { kind, index: found, term, context, data }) if found == index => {
                     to_entry(kind, index, term, context, data)
@@ -582,10 +621,7 @@ impl Log for SegmentedLog {
                 _ => None,
             };
             let entry = entry.ok_or_else(|| {
-                self.damaged(format!(
-                    "entry {index} at byte {offset} of {} is unreadable",
-                    segment.path.display()
-                ))
+                self.damaged(format!("entry {index} at byte {offset} of {} is unreadable", segment.name))
             })?;
             size += (RECORD_HEADER_SIZE + entry.data.len() + entry.context.len()) as u64;
             if size > size_max && !entries.is_empty() {
@@ -630,7 +666,7 @@ impl Log for SegmentedLog {
     fn sync(&mut self) -> Result<(), LogError> {
         if self.unsynced {
             let segment = self.last_segment();
-            segment.file.sync_data().map_err(io_error("sync", &segment.path))?;
+            segment.file.sync_data().map_err(io_error("sync", &*self.config.disk, &segment.name))?;
             self.unsynced = false;
             self.synced_number = self.next_number - 1;
         }
@@ -660,12 +696,12 @@ impl Log for SegmentedLog {
                 break;
             }
             debug_assert!(next.offsets.is_empty() || next.first_index == base + 1);
-            let path = oldest.path.clone();
+            let name = oldest.name.clone();
             if self.spares.len() < SPARES_MAX && oldest.capacity == self.config.segment_bytes {
-                let spare = retire_segment(&self.config.dir, &path)?;
+                let spare = retire_segment(&*self.config.disk, &name)?;
                 self.spares.push(spare);
             } else {
-                remove_segment(&self.config.dir, &path)?;
+                remove_segment(&*self.config.disk, &name)?;
             }
             self.terms.forget_to(base);
             self.segments.pop_front();
@@ -691,9 +727,26 @@ impl Log for SegmentedLog {
 impl Drop for SegmentedLog {
     fn drop(&mut self) {
         // A spare in the making would otherwise appear in a directory that somebody else has opened meanwhile.
-        if let Some(receiver) = self.preparing.take() {
-            let _ = receiver.recv();
+        if self.preparing {
+            self.poll_preparing(true);
         }
+    }
+}
+
+impl Preparer {
+    fn start(config: &LogConfig) -> io::Result<Preparer> {
+        let (orders, inbox) = tokio::sync::mpsc::channel(1);
+        let (sender, outcomes): (SyncSender<_>, _) = sync_channel(1);
+        let (disk, segment_bytes) = (Arc::clone(&config.disk), config.segment_bytes);
+        actor::start(&format!("{}-prepare", config.name), inbox, move |orders: &mut Vec<()>| {
+            for () in orders.drain(..) {
+                if sender.send(prepare_spare(&*disk, segment_bytes)).is_err() {
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(Preparer { orders, outcomes })
     }
 }
 
@@ -754,7 +807,7 @@ struct Window {
 
 impl Window {
     /// Bytes from a record's start on that hold at least the whole record, as far as the file goes.
-    fn record(&mut self, segment: &Segment, offset: u64) -> Result<&[u8], LogError> {
+    fn record(&mut self, segment: &Segment, offset: u64) -> io::Result<&[u8]> {
         let held = self.epoch == segment.stamp.epoch && offset >= self.start;
         let at = (offset - self.start.min(offset)) as usize;
         let whole = held
@@ -770,10 +823,10 @@ impl Window {
         Ok(&self.bytes)
     }
 
-    fn fill(&mut self, segment: &Segment, offset: u64, size: u64) -> Result<(), LogError> {
+    fn fill(&mut self, segment: &Segment, offset: u64, size: u64) -> io::Result<()> {
         let size = size.min(segment.capacity - offset) as usize;
         self.bytes.resize(size, 0);
-        segment.file.read_exact_at(&mut self.bytes, offset).map_err(io_error("read", &segment.path))?;
+        segment.file.read_into(offset, &mut self.bytes)?;
         self.epoch = segment.stamp.epoch;
         self.start = offset;
         Ok(())

@@ -6,17 +6,16 @@
 //!
 //! Not here: admission (see `space`).
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use platform::disk::BlockFile;
 use redb::StorageBackend;
 
 use crate::abort::fatal;
-use crate::space::{Reserve, allocate, is_full};
+use crate::space::{Reserve, is_full};
 
 /// Blocks are allocated in pieces of this size: few calls, little waste in a young file.
 const PIECE: u64 = 1 << 20;
@@ -27,16 +26,23 @@ const RELEASE: u64 = 4 * PIECE;
 #[derive(Debug)]
 pub(crate) struct StateBackend {
     group: String,
-    file: File,
+    file: Arc<dyn BlockFile>,
+    /// The file's length, for those who watch it grow.
+    length: Arc<AtomicU64>,
     /// Which pieces are known to be allocated, a bit each.
     allocated: Mutex<Vec<u64>>,
     reserve: Arc<Reserve>,
 }
 
 impl StateBackend {
-    pub(crate) fn open(group: &str, path: &Path, create: bool, reserve: Arc<Reserve>) -> io::Result<Self> {
-        let file = OpenOptions::new().create_new(create).read(true).write(true).open(path)?;
-        Ok(StateBackend { group: group.to_owned(), file, allocated: Mutex::new(Vec::new()), reserve })
+    pub(crate) fn open(
+        group: &str,
+        file: Arc<dyn BlockFile>,
+        length: Arc<AtomicU64>,
+        reserve: Arc<Reserve>,
+    ) -> io::Result<Self> {
+        length.store(file.length()?, Ordering::Relaxed);
+        Ok(StateBackend { group: group.to_owned(), file, length, allocated: Mutex::new(Vec::new()), reserve })
     }
 
     fn ensure_allocated(&self, offset: u64, size: u64) -> io::Result<()> {
@@ -56,7 +62,7 @@ impl StateBackend {
 
     fn allocate_piece(&self, piece: u64) -> io::Result<()> {
         loop {
-            match allocate(&self.file, piece * PIECE, PIECE, false) {
+            match self.file.reserve(piece * PIECE, PIECE) {
                 Err(error) if is_full(&error) => {
                     if !self.reserve.release(RELEASE)? {
                         return Err(error);
@@ -70,11 +76,11 @@ impl StateBackend {
 
 impl StorageBackend for StateBackend {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        self.file.length()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(out, offset)
+        self.file.read_into(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -85,7 +91,9 @@ impl StorageBackend for StateBackend {
         if let Some(word) = allocated.get_mut((whole / 64) as usize) {
             *word &= (1 << (whole % 64)) - 1;
         }
-        self.file.set_len(len)
+        self.file.set_length(len)?;
+        self.length.store(len, Ordering::Relaxed);
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -97,6 +105,6 @@ impl StorageBackend for StateBackend {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.ensure_allocated(offset, data.len() as u64)?;
-        self.file.write_all_at(data, offset)
+        self.file.write_at(offset, &[data])
     }
 }

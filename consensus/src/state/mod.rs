@@ -7,7 +7,7 @@
 //! ```text
 //!  table "consensus"   "identity" -> [format, cluster id, raft id, [table names]]
 //!                      "progress" -> [applied index, applied term, [hash high, hash low], voters, learners,
-//!                                     outgoing voters, next learners, auto leave, installed]
+//!                                     outgoing voters, next learners, auto leave, installed, [member]]
 //!  every other table   the state machine's
 //! ```
 //!
@@ -22,15 +22,19 @@
 
 mod backend;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use parking_lot::RwLock;
+use platform::disk::{DiskIo, OpenMode};
 use raft::eraftpb::ConfState;
 use redb::{
     Database, DatabaseError, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefinition,
     WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
+use wire::group::Member;
 
 use crate::error::{OpenError, StoreError};
 use crate::log::Identity;
@@ -42,6 +46,12 @@ use backend::StateBackend;
 /// The version of the state file.
 pub(crate) const STATE_FORMAT: u32 = 1;
 
+/// The state file.
+pub(crate) const STATE: &str = "state.redb";
+
+/// A state file that a snapshot is being written to.
+pub(crate) const STATE_NEW: &str = "state.new";
+
 /// The table of this module. A state machine must not have one of this name.
 const CONSENSUS: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("consensus");
 const CONSENSUS_NAME: &str = "consensus";
@@ -49,7 +59,7 @@ const IDENTITY: &[u8] = b"identity";
 const PROGRESS: &[u8] = b"progress";
 
 /// How far the rows have come.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Progress {
     pub(crate) applied_index: u64,
     pub(crate) applied_term: u64,
@@ -57,6 +67,8 @@ pub(crate) struct Progress {
     pub(crate) conf_state: ConfState,
     /// The rows came from a snapshot and the log may not have caught up with them.
     pub(crate) installed: bool,
+    /// Who the voters and learners are, by raft id.
+    pub(crate) members: Vec<Member>,
 }
 
 /// [`Progress`] as stored. Append fields with `#[serde(default)]`, never reorder.
@@ -71,6 +83,8 @@ struct ProgressRow {
     learners_next: Vec<u64>,
     auto_leave: bool,
     installed: bool,
+    #[serde(default)]
+    members: Vec<Member>,
 }
 
 /// Whose rows these are. Append fields with `#[serde(default)]`, never reorder.
@@ -84,29 +98,67 @@ struct IdentityRow {
 
 /// An open state file.
 pub(crate) struct StateFile {
-    db: Arc<Database>,
+    db: Arc<StateDb>,
     tables: &'static [Table],
 }
 
+/// The database below a state file and its views. It closes when it is told to, or when the last of them is gone: so
+/// views outlive the file's replacement by a snapshot, and do not keep it open once the group has stopped.
+pub(crate) struct StateDb {
+    db: RwLock<Option<Database>>,
+    length: Arc<AtomicU64>,
+}
+
+impl StateDb {
+    /// Ends it for everyone.
+    pub(crate) fn close(&self) {
+        drop(self.db.write().take());
+    }
+
+    /// The file's length in bytes as it changes.
+    pub(crate) fn length(&self) -> &Arc<AtomicU64> {
+        &self.length
+    }
+
+    fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
+        let db = self.db.read();
+        Ok(db.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_read()?)
+    }
+
+    fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
+        let db = self.db.read();
+        Ok(db.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?)
+    }
+}
+
 /// What opening needs to know.
+#[derive(Clone)]
 pub(crate) struct StateConfig<'a> {
     pub(crate) group: &'a str,
-    /// The group's directory, for messages.
-    pub(crate) dir: &'a Path,
-    pub(crate) path: PathBuf,
+    pub(crate) disk: Arc<dyn DiskIo>,
     pub(crate) identity: Identity,
     pub(crate) cache_bytes: usize,
     pub(crate) tables: &'static [Table],
     pub(crate) reserve: Arc<Reserve>,
 }
 
+impl StateConfig<'_> {
+    /// Where the files are, for messages.
+    fn dir(&self) -> PathBuf {
+        PathBuf::from(self.disk.name())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir().join(STATE)
+    }
+}
+
 impl StateFile {
     /// Makes an empty state with the sole voter `identity.raft_id`. Durable when it returns.
     pub(crate) fn create(config: &StateConfig<'_>) -> Result<StateFile, OpenError> {
-        let state = StateFile { db: Arc::new(open_database(config, true)?), tables: config.tables };
+        let state = StateFile { db: open_database(config, STATE, OpenMode::Fresh)?, tables: config.tables };
         let conf_state = ConfState { voters: vec![config.identity.raft_id], ..ConfState::default() };
-        let progress =
-            Progress { applied_index: 0, applied_term: 0, state_hash: 0, conf_state, installed: false };
+        let progress = Progress { conf_state, ..Progress::default() };
         let outcome = state.write_durably(|txn| {
             put_row(txn, IDENTITY, &identity_row(config))?;
             put_progress(txn, &progress)
@@ -117,19 +169,16 @@ impl StateFile {
 
     /// Opens an existing state, checks that it is this replica's, and answers how far it has come.
     pub(crate) fn open(config: &StateConfig<'_>) -> Result<(StateFile, Progress), OpenError> {
-        let state = StateFile { db: Arc::new(open_database(config, false)?), tables: config.tables };
+        let state =
+            StateFile { db: open_database(config, STATE, OpenMode::Existing)?, tables: config.tables };
         let found: IdentityRow = state.get_row(IDENTITY).map_err(|error| unusable(config, error))?;
         if found.format != STATE_FORMAT {
-            return Err(OpenError::Format {
-                path: config.path.clone(),
-                found: found.format,
-                known: STATE_FORMAT,
-            });
+            return Err(OpenError::Format { path: config.path(), found: found.format, known: STATE_FORMAT });
         }
         let identity = Identity { cluster_id: found.cluster_id, raft_id: found.raft_id };
         if identity != config.identity {
             return Err(OpenError::Foreign {
-                dir: config.dir.to_owned(),
+                dir: config.dir(),
                 found: identity.to_string(),
                 expected: config.identity.to_string(),
             });
@@ -156,7 +205,7 @@ impl StateFile {
     }
 
     /// The database itself, for readers on other threads.
-    pub(crate) fn database(&self) -> &Arc<Database> {
+    pub(crate) fn database(&self) -> &Arc<StateDb> {
         &self.db
     }
 
@@ -190,8 +239,8 @@ impl StateFile {
     }
 }
 
-pub(crate) fn view_of(db: &Database, tables: &'static [Table]) -> Result<ReadView, StoreError> {
-    Ok(ReadView::new(db.begin_read()?, tables))
+pub(crate) fn view_of(db: &Arc<StateDb>, tables: &'static [Table]) -> Result<ReadView, StoreError> {
+    Ok(ReadView::new(db.begin_read()?, tables, Some(Arc::clone(db))))
 }
 
 /// How far the rows of one read transaction have come.
@@ -227,12 +276,16 @@ pub(crate) fn put_progress(txn: &WriteTransaction, progress: &Progress) -> Resul
         learners_next: conf_state.learners_next.clone(),
         auto_leave: conf_state.auto_leave,
         installed: progress.installed,
+        members: progress.members.clone(),
     };
     put_row(txn, PROGRESS, &row)
 }
 
 fn get_progress(state: &StateFile) -> Result<Progress, StoreError> {
-    let row: ProgressRow = state.get_row(PROGRESS)?;
+    Ok(progress_of(state.get_row(PROGRESS)?))
+}
+
+fn progress_of(row: ProgressRow) -> Progress {
     let conf_state = ConfState {
         voters: row.voters,
         learners: row.learners,
@@ -241,13 +294,14 @@ fn get_progress(state: &StateFile) -> Result<Progress, StoreError> {
         auto_leave: row.auto_leave,
         ..ConfState::default()
     };
-    Ok(Progress {
+    Progress {
         applied_index: row.applied_index,
         applied_term: row.applied_term,
         state_hash: u128::from(row.state_hash.0) << 64 | u128::from(row.state_hash.1),
         conf_state,
         installed: row.installed,
-    })
+        members: row.members,
+    }
 }
 
 fn put_row(txn: &WriteTransaction, row_key: &[u8], row: &impl Serialize) -> Result<(), StoreError> {
@@ -265,28 +319,33 @@ fn identity_row(config: &StateConfig<'_>) -> IdentityRow {
     }
 }
 
-fn open_database(config: &StateConfig<'_>, create: bool) -> Result<Database, OpenError> {
-    let backend = StateBackend::open(config.group, &config.path, create, Arc::clone(&config.reserve))
-        .map_err(|source| OpenError::Io { action: "open", path: config.path.clone(), source })?;
+fn open_database(config: &StateConfig<'_>, name: &str, mode: OpenMode) -> Result<Arc<StateDb>, OpenError> {
+    let length = Arc::new(AtomicU64::new(0));
+    let opened = config.disk.open(name, mode);
+    let backend = opened
+        .and_then(|file| {
+            StateBackend::open(config.group, file, Arc::clone(&length), Arc::clone(&config.reserve))
+        })
+        .map_err(|source| OpenError::Io { action: "open", path: config.dir().join(name), source })?;
     let opened = Database::builder()
         .set_cache_size(config.cache_bytes)
         // Every durable commit allows for a quick repair. A full one means that bytes are not what was written.
         .set_repair_callback(|session| session.abort())
         .create_with_backend(backend);
     match opened {
-        Ok(db) => Ok(db),
+        Ok(db) => Ok(Arc::new(StateDb { db: RwLock::new(Some(db)), length })),
         Err(DatabaseError::RepairAborted) => {
             Err(damaged(config, "its newest checkpoint is unreadable".to_owned()))
         }
         Err(DatabaseError::Storage(redb::StorageError::Io(error))) if is_full(&error) => {
-            Err(OpenError::Full { dir: config.dir.to_owned() })
+            Err(OpenError::Full { dir: config.dir() })
         }
         Err(error) => Err(damaged(config, error.to_string())),
     }
 }
 
 fn damaged(config: &StateConfig<'_>, what: String) -> OpenError {
-    OpenError::Damaged { dir: config.dir.to_owned(), path: config.path.clone(), what }
+    OpenError::Damaged { dir: config.dir(), path: config.path(), what }
 }
 
 fn unusable(config: &StateConfig<'_>, error: StoreError) -> OpenError {
@@ -294,7 +353,7 @@ fn unusable(config: &StateConfig<'_>, error: StoreError) -> OpenError {
         && let redb::Error::Io(cause) = &**cause
         && is_full(cause)
     {
-        return OpenError::Full { dir: config.dir.to_owned() };
+        return OpenError::Full { dir: config.dir() };
     }
     let cause = match error {
         StoreError::Redb(cause) => cause.to_string(),
@@ -305,6 +364,8 @@ fn unusable(config: &StateConfig<'_>, error: StoreError) -> OpenError {
 
 #[cfg(test)]
 mod tests {
+    use platform::simulated::SimulatedDisk;
+
     use super::*;
     use crate::store::{Rows, WriteBatch};
 
@@ -312,15 +373,15 @@ mod tests {
     const TABLES: &[Table] = &[FRUIT];
     const MORE_TABLES: &[Table] = &[FRUIT, Table::new(1, "colour")];
 
-    fn config(dir: &Path, tables: &'static [Table]) -> StateConfig<'static> {
+    fn config(disk: &SimulatedDisk, tables: &'static [Table]) -> StateConfig<'static> {
+        let disk: Arc<dyn DiskIo> = Arc::new(disk.clone());
         StateConfig {
             group: "test",
-            dir: Path::new("here"),
-            path: dir.join("state.redb"),
+            disk: Arc::clone(&disk),
             identity: Identity { cluster_id: uuid::Uuid::from_u128(5), raft_id: 1 },
             cache_bytes: 1 << 20,
             tables,
-            reserve: Arc::new(Reserve::open(&dir.join("reserve"), 1 << 20).unwrap()),
+            reserve: Arc::new(Reserve::open(&disk, 1 << 20).unwrap()),
         }
     }
 
@@ -333,35 +394,36 @@ mod tests {
             applied_term: 2,
             state_hash: batch.state_hash(),
             conf_state: ConfState { voters: vec![1], ..ConfState::default() },
-            installed: false,
+            ..Progress::default()
         };
         drop(batch);
         put_progress(&txn, &progress).unwrap();
         txn.commit().unwrap();
     }
 
-    /// The file as a power cut would leave it, opened elsewhere.
-    fn after_crash(dir: &Path, open: impl FnOnce(StateFile, Progress)) {
-        let copy = tempfile::tempdir().unwrap();
-        std::fs::copy(dir.join("state.redb"), copy.path().join("state.redb")).unwrap();
-        let (state, progress) = StateFile::open(&config(copy.path(), TABLES)).unwrap();
+    /// The file as the death of the process would leave it, opened elsewhere.
+    fn after_crash(disk: &SimulatedDisk, open: impl FnOnce(StateFile, Progress)) {
+        let copy = SimulatedDisk::new(64 << 20);
+        let file = DiskIo::open(&copy, STATE, OpenMode::Fresh).unwrap();
+        file.write_at(0, &[&disk.contents(STATE).unwrap()]).unwrap();
+        let (state, progress) = StateFile::open(&config(&copy, TABLES)).unwrap();
         open(state, progress);
     }
 
     #[test]
     fn a_crash_goes_back_to_the_checkpoint_and_rows_agree_with_progress() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateFile::create(&config(dir.path(), TABLES)).unwrap();
-        after_crash(dir.path(), |_, progress| assert_eq!(progress.applied_index, 0));
+        let disk = SimulatedDisk::new(64 << 20);
+        let state = StateFile::create(&config(&disk, TABLES)).unwrap();
+        after_crash(&disk, |_, progress| assert_eq!(progress.applied_index, 0));
         put(&state, "apple", 1);
         put(&state, "banana", 2);
-        after_crash(dir.path(), |state, progress| {
+        after_crash(&disk, |state, progress| {
             assert_eq!(progress.applied_index, 0);
             assert_eq!(state.view().unwrap().get(FRUIT, b"apple").unwrap(), None);
         });
         state.checkpoint().unwrap();
         put(&state, "cherry", 3);
-        after_crash(dir.path(), |state, progress| {
+        after_crash(&disk, |state, progress| {
             assert_eq!((progress.applied_index, progress.applied_term), (2, 2));
             assert_ne!(progress.state_hash, 0);
             assert!(state.view().unwrap().contains(FRUIT, b"banana").unwrap());
@@ -371,30 +433,29 @@ mod tests {
 
     #[test]
     fn another_replicas_state_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(StateFile::create(&config(dir.path(), TABLES)).unwrap());
-        let mut other = config(dir.path(), TABLES);
+        let disk = SimulatedDisk::new(64 << 20);
+        drop(StateFile::create(&config(&disk, TABLES)).unwrap());
+        let mut other = config(&disk, TABLES);
         other.identity.raft_id = 2;
         assert!(matches!(StateFile::open(&other), Err(OpenError::Foreign { .. })));
-        assert!(StateFile::open(&config(dir.path(), TABLES)).is_ok());
+        assert!(StateFile::open(&config(&disk, TABLES)).is_ok());
     }
 
     #[test]
     fn tables_may_be_appended_and_never_dropped() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(StateFile::create(&config(dir.path(), TABLES)).unwrap());
-        drop(StateFile::open(&config(dir.path(), MORE_TABLES)).unwrap());
-        assert!(matches!(StateFile::open(&config(dir.path(), TABLES)), Err(OpenError::Damaged { .. })));
+        let disk = SimulatedDisk::new(64 << 20);
+        drop(StateFile::create(&config(&disk, TABLES)).unwrap());
+        drop(StateFile::open(&config(&disk, MORE_TABLES)).unwrap());
+        assert!(matches!(StateFile::open(&config(&disk, TABLES)), Err(OpenError::Damaged { .. })));
     }
 
     #[test]
     fn garbage_is_refused_with_advice() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(StateFile::create(&config(dir.path(), TABLES)).unwrap());
-        let path = dir.path().join("state.redb");
-        let size = std::fs::metadata(&path).unwrap().len() as usize;
-        std::fs::write(&path, vec![0x55; size]).unwrap();
-        let Err(error) = StateFile::open(&config(dir.path(), TABLES)) else { panic!("opened garbage") };
+        let disk = SimulatedDisk::new(64 << 20);
+        drop(StateFile::create(&config(&disk, TABLES)).unwrap());
+        let size = disk.contents(STATE).unwrap().len();
+        disk.damage(STATE, 0, &vec![0x55; size]);
+        let Err(error) = StateFile::open(&config(&disk, TABLES)) else { panic!("opened garbage") };
         assert!(error.to_string().contains("from a backup"), "{error}");
     }
 
@@ -411,18 +472,21 @@ mod tests {
             learners_next: vec![],
             auto_leave: false,
             installed: false,
+            members: vec![],
         };
         let bytes = rmp_serde::to_vec(&row).unwrap();
         let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(text, "99cd012c029201cfffffffffffffffff9101909090c2c2");
-        let back: ProgressRow = rmp_serde::from_slice(&bytes).unwrap();
+        assert_eq!(text, "9acd012c029201cfffffffffffffffff9101909090c2c290");
+        // What was written before there were members still decodes.
+        let older = [&[0x99], &bytes[1..bytes.len() - 1]].concat();
+        let back: ProgressRow = rmp_serde::from_slice(&older).unwrap();
         assert_eq!((back.applied_index, back.state_hash), (300, (1, u64::MAX)));
     }
 
     #[test]
     fn identity_has_the_documented_bytes() {
-        let dir = tempfile::tempdir().unwrap();
-        let bytes = rmp_serde::to_vec(&identity_row(&config(dir.path(), TABLES))).unwrap();
+        let disk = SimulatedDisk::new(64 << 20);
+        let bytes = rmp_serde::to_vec(&identity_row(&config(&disk, TABLES))).unwrap();
         let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(text, "9401c410000000000000000000000000000000050191a56672756974");
     }

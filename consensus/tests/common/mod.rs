@@ -78,7 +78,7 @@ pub(crate) fn config(dir: &Path) -> GroupConfig {
         checkpoint_interval: Duration::from_millis(200),
         disk_free_min_bytes: 0,
         reserve_bytes: 1 << 20,
-        ..GroupConfig::new("test", dir.to_owned(), uuid::Uuid::from_u128(77))
+        ..GroupConfig::new("test", consensus::directory(dir).unwrap(), uuid::Uuid::from_u128(77))
     }
 }
 

@@ -7,7 +7,7 @@
 //! "FzMember" | count u32 | 0 u32 | disk ids, 16 each | crc64 u64      (little-endian)
 //! ```
 //!
-//! Invariant: a disk takes no container before all disks at hand know of it.
+//! Invariant: a disk takes no container before it and all disks at hand know of it.
 //!
 //! Not here: whose disk it is (`identity`).
 
@@ -59,6 +59,16 @@ pub(crate) fn read(io: &dyn DiskIo) -> io::Result<Option<BTreeSet<Uuid>>> {
     }
     let file = io.open(MEMBERS_NAME, OpenMode::Existing)?;
     Ok(decode(&file.read_at(0, HEAD_BYTES + 16 * MEMBERS_MAX + 8)?))
+}
+
+/// The id of a disk whose formatting was begun beside disks that are `named`, and cut off. None if it was not, or if
+/// anything else lies on it: then it was emptied.
+pub(crate) fn begun(io: &dyn DiskIo, named: &BTreeSet<Uuid>) -> Option<Uuid> {
+    let names = io.list().ok()?;
+    let is_bare = names.iter().all(|name| name == MEMBERS_NAME || name == "lock" || name.ends_with(".new"));
+    let members = read(io).ok()??;
+    let is_of_theirs = members.iter().any(|disk| named.contains(disk));
+    if is_bare && is_of_theirs { members.difference(named).next().copied() } else { None }
 }
 
 /// Writes the list. It replaces the former one as a whole.

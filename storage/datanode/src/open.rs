@@ -178,20 +178,35 @@ fn identify(
     if let Some((io, other)) = present.iter().find(|(_, identity)| identity.datanode != datanode) {
         return Err(OpenError::WrongDatanode { disk: io.name(), found: other.datanode, expected: datanode });
     }
-    let fresh = empty.into_iter().map(|io| {
-        let disk = uuid::Builder::from_random_bytes(wire::random::array()).into_uuid();
-        (io, Identity { cluster: config.cluster, datanode, disk })
-    });
-    let fresh: Vec<_> = fresh.collect();
-    known.extend(fresh.iter().map(|(_, identity)| identity.disk));
+    let mut named: BTreeSet<Uuid> = present.iter().map(|(_, identity)| identity.disk).collect();
+    let mut fresh = Vec::new();
+    for io in empty {
+        let drawn = uuid::Builder::from_random_bytes(wire::random::array()).into_uuid();
+        let disk = members::begun(&*io, &named).unwrap_or(drawn);
+        named.insert(disk);
+        known.insert(disk);
+        fresh.push((io, Identity { cluster: config.cluster, datanode, disk }));
+    }
     let mut disks = Vec::new();
+    // New disks first, so that one whose formatting is cut off is found by the id the others know; and nobody is to know
+    // one that could not even be told.
+    let mut told = Vec::new();
+    for (io, identity) in fresh {
+        match tell_members(&*io, &known) {
+            Ok(()) => told.push((io, identity)),
+            Err(source) => {
+                known.remove(&identity.disk);
+                left_out.add(io.name(), OpenError::Io { disk: io.name(), source })?;
+            }
+        }
+    }
     for (io, identity) in present {
         match tell_members(&*io, &known) {
             Ok(()) => disks.push((io, identity)),
             Err(source) => left_out.add(io.name(), OpenError::Io { disk: io.name(), source })?,
         }
     }
-    for (io, identity) in fresh {
+    for (io, identity) in told {
         let formatted = tell_members(&*io, &known)
             .map_err(|source| OpenError::Io { disk: io.name(), source })
             .and_then(|()| identity::write(&*io, &identity));

@@ -232,6 +232,38 @@ fn a_disk_that_does_not_work_is_left_out_of_the_start() {
 }
 
 #[test]
+fn a_disk_whose_formatting_was_cut_off_is_not_missed_and_one_that_was_emptied_is() {
+    for step in 1..40 {
+        simulated(step, async {
+            let mut rig = Rig::on(SimulatedDisk::new(1 << 28), |_| {}).await;
+            rig.datanode.shutdown().await;
+            rig.disk.kill();
+            let two = SimulatedDisk::new(1 << 28);
+            // The machine dies while the second disk is formatted.
+            two.crash_after(step, step);
+            let opened = reopen(&mut rig, &[&two]).await;
+            if !two.cancel_crash() {
+                two.crash(step);
+            }
+            if opened.is_ok() {
+                rig.datanode.shutdown().await;
+            }
+            rig.disk.crash(step);
+            reopen(&mut rig, &[&two]).await.unwrap();
+            rig.command(9, DatanodeAction::Close).await;
+            rig.until(|rig| rig.report_of(9).is_some_and(|report| report.is_sealed)).await;
+
+            rig.datanode.shutdown().await;
+            rig.disk.kill();
+            let wiped = SimulatedDisk::new(1 << 28);
+            reopen(&mut rig, &[&wiped]).await.unwrap();
+            rig.command(8, DatanodeAction::Close).await;
+            is_told(&rig, 8, ReplicaCondition::Lost).await;
+        });
+    }
+}
+
+#[test]
 fn replicas_of_a_disk_that_fails_are_reported_lost_and_others_go_on() {
     simulated(4, async {
         for fault in ["sync", "gone", "reads"] {

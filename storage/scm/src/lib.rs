@@ -23,6 +23,8 @@ mod fleet;
 mod interim;
 mod leader;
 mod metrics;
+#[cfg(test)]
+mod model;
 mod operator;
 mod orders;
 mod placement;

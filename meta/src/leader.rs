@@ -135,7 +135,7 @@ mod tests {
         };
         let group_config = GroupConfig {
             log_segment_bytes: config.log_segment_bytes,
-            ..GroupConfig::new("om", config.dir.clone(), config.cluster_id.0)
+            ..GroupConfig::new("om", consensus::directory(&config.dir).unwrap(), config.cluster_id.0)
         };
         let opened = platform::task::spawn_blocking(|| Group::open(group_config, OmState::default()));
         let group = opened.await.unwrap().unwrap();

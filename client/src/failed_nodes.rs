@@ -47,6 +47,12 @@ impl FailedNodes {
         !until.is_empty() && until.get(&datanode).is_some_and(|until| *until > Instant::now())
     }
 
+    /// The one that failed last.
+    pub(crate) fn latest(&self) -> Option<DatanodeId> {
+        let until = self.until.lock();
+        until.iter().max_by_key(|(_, until)| **until).map(|(datanode, _)| *datanode)
+    }
+
     /// All that are to be gone round now.
     pub(crate) fn all(&self) -> BTreeSet<DatanodeId> {
         let mut until = self.until.lock();

@@ -54,8 +54,12 @@ const STREAM_RUN_BYTES: usize = 4 * CHUNK_BYTES;
 const RUNS_HELD: usize = RUNS_IN_FLIGHT_MAX + 2;
 /// Blocks tried for the same bytes, after refusals and failures.
 const BLOCKS_TRIED_MAX: u32 = 7;
-/// A datanode that failed a write is gone round for this long, or until it acknowledges one: SCM knows by then.
-const FAILED_MEMORY: Duration = Duration::from_secs(30);
+/// A datanode that failed a write is gone round for this long, or until it acknowledges one: twice what SCM needs to see
+/// that it is silent. Not much longer: while it is gone round there is one node less for the next failure.
+const FAILED_MEMORY: Duration = Duration::from_secs(10);
+/// After a pipeline was lost the next block is taken after this, then after twice as long: SCM needs a moment to open one
+/// that is whole. Over all blocks tried two and a half seconds.
+const LOST_PAUSE: Duration = Duration::from_millis(40);
 
 /// Memory that a body of this length takes here while it is written.
 pub const fn body_memory(length: Option<u64>) -> usize {
@@ -193,6 +197,7 @@ impl KeyWriter {
         written: &mut WrittenBlocks,
     ) -> Result<OpenBlock, Failure> {
         let replication = open.lent.pipeline.replication;
+        let mut pause = LOST_PAUSE;
         for _ in 0..BLOCKS_TRIED_MAX {
             let (lent, why) = match open.advance(closes).await {
                 Verdict::Reached => {
@@ -213,6 +218,8 @@ impl KeyWriter {
                 }
                 Verdict::Lost(failure) => {
                     open.check_held(&failure)?;
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
                     (self.elsewhere(&open.lent, written).await.ok_or_else(|| gave_up(&failure))?, "failed")
                 }
             };

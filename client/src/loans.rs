@@ -113,6 +113,13 @@ impl Loans {
         {
             return Ok(block);
         }
+        // With many failed there may be no way round all of them: round the last one, then.
+        if failed.len() > 1
+            && let Some(latest) = self.failed.latest()
+            && let Some(block) = self.take_avoiding(replication, &BTreeSet::from([latest])).await
+        {
+            return Ok(block);
+        }
         loop {
             if let Some(block) = self.take_at_hand(replication, &BTreeSet::new()) {
                 return Ok(block);

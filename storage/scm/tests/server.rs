@@ -9,13 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use client::service::call_scm;
 use scm::{Scm, ScmConfig};
 use uuid::Uuid;
-use wire::block::{DatanodeAddress, Replication};
+use wire::block::{BlockOperation, DatanodeAddress, Replication};
 use wire::clock::Clock;
 use wire::ids::{BlockId, ClusterId, ContainerId, DatanodeId, Generation, LocalId};
 use wire::limits::LEASE_IDS;
+use wire::operator::{
+    CloseContainer, ContainerDetails, ContainerHealth, DatanodeWish, GetContainers, GetGroup, GetRepair,
+    GetScmOverview, ListContainers, ListDatanodes, ListPipelines, LivenessInfo, OperationalInfo,
+    RaiseReplication, SetDatanode,
+};
 use wire::scm::{
-    DatanodeAction, DiskReport, GrantLease, Heartbeat, HeartbeatReply, Lease, LocateContainers, LogDeletions,
-    RegisterDatanode, Registered, ReplicaReport, SyncLeases,
+    ContainerState, DatanodeAction, DegradeContainer, Degraded, DiskReport, GrantLease, Heartbeat,
+    HeartbeatReply, Lease, ListRetirable, LocateContainers, LogDeletions, RegisterDatanode, Registered,
+    ReplicaCondition, ReplicaReport, RetireContainer, SyncLeases,
 };
 use wire::status::{Failure, Status};
 
@@ -366,4 +372,397 @@ async fn keys_rotate_daily_and_datanodes_learn_them_before_om_signs() {
     cluster.clock.advance_ms(60_000);
     assert_eq!(call_scm(&*cluster.scm, sync).await.unwrap().token_keys, keys);
     cluster.scm.shutdown().await;
+}
+
+// Several datanodes.
+
+/// Replicas as the test's datanodes hold them, by datanode number and container.
+type Held = std::collections::BTreeMap<(u128, u64), ReplicaReport>;
+
+/// A cluster of datanodes that obey at once.
+struct Fleet {
+    cluster: Cluster,
+    held: Held,
+    silent: Vec<u128>,
+    count: u128,
+}
+
+impl Fleet {
+    async fn open(dir: &Path, count: u128) -> Self {
+        let cluster = Cluster::open_with(fleet_config(dir), Arc::default()).await;
+        for number in 1..=count {
+            cluster.register(number, 1).await;
+        }
+        Self { cluster, held: Held::new(), silent: Vec::new(), count }
+    }
+
+    /// All that speak report all they hold, and do as told.
+    async fn beat(&mut self) {
+        for number in 1..=self.count {
+            if self.silent.contains(&number) {
+                continue;
+            }
+            let reports: Vec<_> = self
+                .held
+                .iter()
+                .filter(|(key, _)| key.0 == number)
+                .map(|(_, report)| report.clone())
+                .collect();
+            let mut reply = self.cluster.heartbeat(number, 1, reports.clone()).await;
+            if reply.register_again {
+                let mut registration = registration(CLUSTER, number, 1);
+                registration.replicas = reports;
+                let registered = call_scm(&*self.cluster.scm, registration).await.unwrap();
+                reply.commands = registered.commands;
+            }
+            self.held.retain(|key, report| key.0 != number || report.condition != ReplicaCondition::Dropped);
+            for command in reply.commands {
+                let key = (number, command.container.0);
+                let mut report = self.held.get(&key).cloned().unwrap_or_else(|| ReplicaReport {
+                    generation: command.generation,
+                    ..replica(command.container)
+                });
+                match command.action {
+                    DatanodeAction::Close => report.is_sealed = true,
+                    DatanodeAction::DeleteReplica => {
+                        report.generation = command.generation;
+                        report.condition = ReplicaCondition::Dropped;
+                    }
+                    DatanodeAction::CopyReplica { token, source, .. } => {
+                        assert_eq!(token.claim.operation, BlockOperation::CopyReplica);
+                        assert_ne!(source.id, DatanodeId(Uuid::from_u128(number)));
+                        report.generation = command.generation;
+                        (report.is_sealed, report.condition) = (true, ReplicaCondition::CopyVerified);
+                    }
+                    DatanodeAction::DeleteBlocks { transaction, .. } => report.deletion_done = transaction,
+                }
+                self.held.insert(key, report);
+            }
+        }
+        self.cluster.clock.advance_ms(1000);
+    }
+
+    /// Beats until the container is as wished. The worker ticks meanwhile.
+    async fn until(&mut self, container: ContainerId, is_wished: impl Fn(&ContainerDetails) -> bool) {
+        for _ in 0..2000 {
+            self.beat().await;
+            if is_wished(&self.details(container).await) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        panic!("container {container} never came there: {:?}", self.details(container).await);
+    }
+
+    async fn details(&self, container: ContainerId) -> ContainerDetails {
+        let get = GetContainers { containers: vec![container] };
+        call_scm(&*self.cluster.scm, get).await.unwrap().remove(0)
+    }
+
+    /// A container of three with a replica on each member, closed.
+    async fn closed(&mut self, request: u64) -> (ContainerId, Vec<u128>) {
+        let lease = self.cluster.grant(Replication::Three, request, &[]).await.unwrap();
+        let members: Vec<u128> = lease.pipeline.members.iter().map(|member| member.id.0.as_u128()).collect();
+        for member in &members {
+            self.held.insert((*member, lease.container.0), replica(lease.container));
+        }
+        call_scm(&*self.cluster.scm, CloseContainer { container: lease.container }).await.unwrap();
+        self.until(lease.container, |details| details.state == ContainerState::Closed).await;
+        (lease.container, members)
+    }
+
+    async fn wish(&self, number: u128, wish: DatanodeWish, force: bool) -> Result<(), Failure> {
+        let datanode = DatanodeId(Uuid::from_u128(number));
+        call_scm(&*self.cluster.scm, SetDatanode { datanode, wish, force }).await
+    }
+
+    async fn info(&self, number: u128) -> wire::operator::DatanodeInfo {
+        let all = call_scm(&*self.cluster.scm, ListDatanodes {}).await.unwrap();
+        all.into_iter().find(|info| info.datanode.id.0.as_u128() == number).unwrap()
+    }
+}
+
+fn fleet_config(dir: &Path) -> ScmConfig {
+    let mut config = config(dir);
+    config.heartbeat_interval_ms = 1;
+    config.repair_delay_ms = 100_000;
+    config
+}
+
+fn valid_on(details: &ContainerDetails) -> Vec<u128> {
+    let mut on: Vec<u128> = details
+        .replicas
+        .iter()
+        .filter(|replica| replica.state == "valid")
+        .map(|replica| replica.datanode.0.as_u128())
+        .collect();
+    on.sort();
+    on
+}
+
+fn is_whole_on(details: &ContainerDetails, nodes: &[u128]) -> bool {
+    valid_on(details) == nodes && details.replicas.len() == nodes.len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_node_is_replaced_after_the_delay_and_its_return_drops_the_excess() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 4).await;
+    let (container, members) = fleet.closed(1).await;
+    let (dead, spare) = (members[0], (1..=4).find(|number| !members.contains(number)).unwrap());
+    fleet.silent = vec![dead];
+    for _ in 0..100 {
+        fleet.beat().await;
+    }
+    let details = fleet.details(container).await;
+    assert_eq!((valid_on(&details).len(), details.replicas.len()), (3, 3), "dead, but it may come back");
+    assert_eq!(details.health, [ContainerHealth::UnderReplicated]);
+    assert_eq!(call_scm(&*fleet.cluster.scm, GetRepair {}).await.unwrap().under_replicated, 1);
+
+    fleet
+        .until(container, |details| valid_on(details).contains(&spare) && !valid_on(details).contains(&dead))
+        .await;
+    assert!(fleet.held.contains_key(&(dead, container.0)), "nobody told it yet");
+    fleet.silent.clear();
+    let mut living: Vec<u128> = members[1..].iter().copied().chain([spare]).collect();
+    living.sort();
+    fleet.until(container, |details| is_whole_on(details, &living)).await;
+    assert!(!fleet.held.contains_key(&(dead, container.0)));
+    fleet.cluster.scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn degraded_container_comes_back_to_three_on_the_same_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 3).await;
+    let lease = fleet.cluster.grant(Replication::Three, 1, &[]).await.unwrap();
+    let container = lease.container;
+    for number in 1..=3 {
+        fleet.held.insert((number, container.0), replica(container));
+    }
+    let ids = |numbers: &[u128]| numbers.iter().map(|number| DatanodeId(Uuid::from_u128(*number))).collect();
+    let degrade = |generation, acknowledged: &[u128]| DegradeContainer {
+        container,
+        generation: Generation(generation),
+        acknowledged: ids(acknowledged),
+        failed: ids(&[3]),
+    };
+    let scm = fleet.cluster.scm.clone();
+    for (generation, acknowledged, expected) in [
+        (2, &[1, 2][..], Degraded::Refused),
+        (1, &[1], Degraded::Refused),
+        (1, &[1, 2], Degraded::Accepted),
+        (1, &[1, 2], Degraded::Accepted),
+        (1, &[1, 3], Degraded::Refused),
+    ] {
+        assert_eq!(call_scm(&*scm, degrade(generation, acknowledged)).await.unwrap(), expected);
+    }
+    // At once there is a place to write, without the one that failed.
+    let next = fleet.cluster.grant(Replication::Three, 2, &[]).await.unwrap();
+    let members: Vec<u128> = next.pipeline.members.iter().map(|member| member.id.0.as_u128()).collect();
+    assert_eq!(members, [1, 2]);
+    fleet.until(container, |details| is_whole_on(details, &[1, 2, 3])).await;
+    let details = fleet.details(container).await;
+    let copied = details.replicas.iter().find(|replica| replica.datanode.0.as_u128() == 3).unwrap();
+    assert_eq!(copied.generation, Generation(2), "the one that missed blocks was replaced, not taken back");
+    scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_and_damaged_replicas_are_replaced_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 3).await;
+    let (container, _) = fleet.closed(1).await;
+    fleet.held.get_mut(&(2, container.0)).unwrap().condition = ReplicaCondition::Lost;
+    fleet
+        .until(container, |details| {
+            is_whole_on(details, &[1, 2, 3])
+                && details.replicas.iter().any(|replica| replica.generation == Generation(2))
+        })
+        .await;
+    // No other place than its own node: left out, then copied anew.
+    fleet.held.get_mut(&(3, container.0)).unwrap().is_unhealthy = true;
+    fleet
+        .until(container, |details| {
+            details.health == [ContainerHealth::Unhealthy] || !is_whole_on(details, &[1, 2, 3])
+        })
+        .await;
+    fleet.held.get_mut(&(3, container.0)).unwrap().is_unhealthy = false;
+    fleet
+        .until(container, |details| {
+            is_whole_on(details, &[1, 2, 3]) && details.health == [ContainerHealth::Healthy]
+        })
+        .await;
+    fleet.cluster.scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn decommissioned_node_is_emptied_then_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 4).await;
+    let (container, members) = fleet.closed(1).await;
+    let leaving = members[0];
+    let refused = fleet.wish(leaving, DatanodeWish::Forget, false).await.unwrap_err();
+    assert_eq!(refused.status, Status::Invalid);
+    assert!(refused.message.contains("neither dead nor decommissioned"), "{refused}");
+    assert_eq!(fleet.info(leaving).await.containers_needing_it, 1);
+
+    fleet.wish(leaving, DatanodeWish::Decommission, false).await.unwrap();
+    let others: Vec<u128> = (1..=4).filter(|number| *number != leaving).collect();
+    fleet.until(container, |details| others.iter().all(|other| valid_on(details).contains(other))).await;
+    for _ in 0..2000 {
+        if fleet.info(leaving).await.operational == OperationalInfo::Decommissioned {
+            break;
+        }
+        fleet.beat().await;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    let info = fleet.info(leaving).await;
+    assert_eq!((info.operational, info.containers_needing_it), (OperationalInfo::Decommissioned, 0));
+
+    // The next one would leave too few.
+    let refused = fleet.wish(others[0], DatanodeWish::Decommission, false).await.unwrap_err();
+    assert!(refused.message.starts_with("1 container (1) would stay below"), "{refused}");
+    fleet.silent = vec![leaving];
+    fleet.wish(leaving, DatanodeWish::Forget, false).await.unwrap();
+    assert_eq!(call_scm(&*fleet.cluster.scm, ListDatanodes {}).await.unwrap().len(), 3);
+    assert!(is_whole_on(&fleet.details(container).await, &others));
+    fleet.cluster.scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn maintenance_waits_for_safety_and_ends_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 3).await;
+    let (container, _) = fleet.closed(1).await;
+    let until_ms = Some(fleet.cluster.clock.now_ms() + 3_000_000);
+    fleet.wish(1, DatanodeWish::Maintenance { until_ms }, false).await.unwrap();
+    for _ in 0..2000 {
+        if fleet.info(1).await.operational == OperationalInfo::Maintenance {
+            break;
+        }
+        fleet.beat().await;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    fleet.silent = vec![1];
+    for _ in 0..300 {
+        fleet.beat().await;
+    }
+    let details = fleet.details(container).await;
+    assert_eq!(details.health, [ContainerHealth::Healthy], "two elsewhere are enough for a while");
+    assert!(is_whole_on(&details, &[1, 2, 3]));
+    assert_eq!(fleet.info(1).await.liveness, LivenessInfo::Dead);
+    let refused = fleet.wish(2, DatanodeWish::Maintenance { until_ms: None }, false).await.unwrap_err();
+    assert!(refused.message.contains("1 other datanodes are in service"), "{refused}");
+
+    fleet.cluster.clock.advance_ms(3_000_000);
+    for _ in 0..2000 {
+        if fleet.info(1).await.operational == OperationalInfo::InService {
+            break;
+        }
+        fleet.beat().await;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert_eq!(fleet.info(1).await.operational, OperationalInfo::InService);
+    fleet.cluster.scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn containers_of_one_are_raised_to_three() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 3).await;
+    let lease = fleet.cluster.grant(Replication::One, 1, &[]).await.unwrap();
+    let member = lease.pipeline.members[0].id.0.as_u128();
+    fleet.held.insert((member, lease.container.0), replica(lease.container));
+    let scm = fleet.cluster.scm.clone();
+    let after = ContainerId(0);
+    assert_eq!(call_scm(&*scm, RaiseReplication { after, max: 10 }).await.unwrap().containers, 1);
+    assert_eq!(call_scm(&*scm, RaiseReplication { after, max: 10 }).await.unwrap().containers, 0);
+    fleet.until(lease.container, |details| is_whole_on(details, &[1, 2, 3])).await;
+    scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn retired_container_is_dropped_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 3).await;
+    let (container, _) = fleet.closed(1).await;
+    let scm = fleet.cluster.scm.clone();
+    let after = ContainerId(0);
+    assert_eq!(call_scm(&*scm, ListRetirable { after, max: 10 }).await.unwrap(), [container]);
+    let refused = call_scm(&*scm, RetireContainer { container }).await.unwrap_err();
+    assert_eq!(
+        (refused.status, &*refused.message),
+        (Status::Retry, "container 1 stays: a lease of the container stands")
+    );
+    let ended = vec![wire::ids::LeaseId(1)];
+    call_scm(&*scm, SyncLeases { held: Vec::new(), ended }).await.unwrap();
+    call_scm(&*scm, RetireContainer { container }).await.unwrap();
+    call_scm(&*scm, RetireContainer { container }).await.unwrap();
+    fleet.until(container, |details| details.state == ContainerState::Deleted).await;
+    assert!(
+        fleet.held.is_empty() || fleet.held.values().all(|held| held.condition == ReplicaCondition::Dropped)
+    );
+    assert_eq!(call_scm(&*scm, ListRetirable { after, max: 10 }).await.unwrap(), []);
+
+    // A replica that comes back from the dead goes again; one of a container that never was is left alone.
+    fleet.held.insert((2, container.0), replica(container));
+    fleet.held.insert((2, 77), replica(ContainerId(77)));
+    for _ in 0..8 {
+        fleet.beat().await;
+    }
+    assert_eq!(fleet.held.keys().copied().collect::<Vec<_>>(), [(2, 77)]);
+    scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn second_process_with_one_id_and_wrong_clocks_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::open(dir.path()).await;
+    let at = |port: u16, incarnation| {
+        let mut registration = registration(CLUSTER, 1, incarnation);
+        registration.datanode.address = Some(std::net::SocketAddr::from(([127, 0, 0, 1], port)).into());
+        registration
+    };
+    call_scm(&*cluster.scm, at(7001, 1)).await.unwrap();
+    let refused = call_scm(&*cluster.scm, at(7002, 2)).await.unwrap_err();
+    assert_eq!(refused.status, Status::Invalid);
+    assert!(
+        refused.message.contains("lives at 127.0.0.1:7001") && refused.message.contains("Stop one"),
+        "{refused}"
+    );
+    // A restart where it was is none of that; nor is a move once the former is silent.
+    call_scm(&*cluster.scm, at(7001, 3)).await.unwrap();
+    cluster.clock.advance_ms(5000);
+    call_scm(&*cluster.scm, at(7002, 4)).await.unwrap();
+
+    let mut early = registration(CLUSTER, 2, 1);
+    early.now_ms = cluster.clock.now_ms() - 31_000;
+    let refused = call_scm(&*cluster.scm, early.clone()).await.unwrap_err();
+    assert!(refused.message.contains("is 31 s from"), "{refused}");
+    early.now_ms += 2000;
+    call_scm(&*cluster.scm, early).await.unwrap();
+    cluster.scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn operators_see_what_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet::open(dir.path(), 1).await;
+    let scm = fleet.cluster.scm.clone();
+    let group = call_scm(&*scm, GetGroup {}).await.unwrap();
+    assert_eq!((&*group.group, group.leader), ("scm", Some(1)));
+    let overview = call_scm(&*scm, GetScmOverview {}).await.unwrap();
+    assert_eq!(overview.awaiting, ["replication THREE awaits 2 more datanodes (1 of 3 can be written)"]);
+    let lease = fleet.cluster.grant(Replication::One, 1, &[]).await.unwrap();
+    let pipelines = call_scm(&*scm, ListPipelines {}).await.unwrap();
+    assert_eq!(pipelines.len(), 1);
+    assert_eq!(pipelines[0].containers, [lease.container]);
+    let list = ListContainers { after: ContainerId(0), max: 10, state: None, datanode: None, health: None };
+    assert_eq!(call_scm(&*scm, list.clone()).await.unwrap().len(), 1);
+    let missing = ListContainers { health: Some(ContainerHealth::Missing), ..list };
+    assert_eq!(call_scm(&*scm, missing).await.unwrap(), []);
+    let refused = call_scm(&*scm, CloseContainer { container: ContainerId(9) }).await.unwrap_err();
+    assert_eq!(refused.status, Status::NotFound);
+    scm.shutdown().await;
 }

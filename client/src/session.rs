@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use platform::task;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use wire::ids::SessionId;
 use wire::om::{EndSession, OmCall, OpenSession, Rejection, RenewSession, WriteContext};
 
@@ -27,6 +27,8 @@ use crate::service::{CallError, OmService, call_om};
 
 /// OM hears of the session this often; it ends one that is silent for ten times as long.
 const RENEW_INTERVAL: Duration = Duration::from_secs(60);
+/// Ending a session is a courtesy: a gateway that stops waits no longer than an election for it.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A gateway's life with OM.
 pub struct Session {
@@ -115,8 +117,14 @@ impl Session {
     /// Ends the session in good order: OM takes its loans back at once.
     pub async fn close(&self) {
         let session = self.id();
-        if let Err(error) = call_om(self.om.as_ref(), EndSession { session }).await {
-            tracing::warn!(%session, %error, "session could not be ended; om will end it after its silence");
+        match timeout(CLOSE_DEADLINE, call_om(self.om.as_ref(), EndSession { session })).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%session, %error, "session could not be ended; om will end it after its silence");
+            }
+            Err(_) => {
+                tracing::warn!(%session, "om was not there to end the session; it will after its silence")
+            }
         }
     }
 }

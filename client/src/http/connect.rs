@@ -141,6 +141,17 @@ struct Found {
     at: Option<Instant>,
     /// Without port. Kept when a later look-up fails: name servers die with their hosts.
     addresses: Vec<SocketAddr>,
+    /// Why there are none.
+    failure: String,
+}
+
+impl Found {
+    fn answer(&self) -> io::Result<std::vec::IntoIter<SocketAddr>> {
+        match self.addresses.as_slice() {
+            [] => Err(io::Error::new(io::ErrorKind::NotFound, self.failure.clone())),
+            addresses => Ok(addresses.to_vec().into_iter()),
+        }
+    }
 }
 
 impl Resolver {
@@ -167,20 +178,48 @@ impl Service<Name> for Resolver {
         Box::pin(async move {
             let mut found = entry.lock_owned().await;
             if found.at.is_some_and(|at| at.elapsed() < ADDRESSES_FRESH) {
-                return Ok(found.addresses.clone().into_iter());
+                return found.answer();
             }
             // A task of its own: a caller that gives up must not free the name for another look-up.
             let looked_up = task::spawn(async move {
-                let outcome = tokio::net::lookup_host((name.as_str(), 0)).await;
-                match outcome {
+                match tokio::net::lookup_host((name.as_str(), 0)).await {
                     Ok(addresses) => found.addresses = addresses.collect(),
-                    Err(error) if found.addresses.is_empty() => return Err(error),
-                    Err(error) => tracing::debug!(%error, name = name.as_str(), "a name was not found again"),
+                    // Remembered as well: those who wait must not each ask again, one after the other.
+                    Err(error) => found.failure = format!("{name} is not known: {error}"),
                 }
                 found.at = Some(Instant::now());
-                Ok(found.addresses.clone().into_iter())
+                found.answer()
             });
             looked_up.await.map_err(io::Error::other)?
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn name_is_looked_up_once_for_all_who_ask() {
+        let mut resolver = Resolver::default();
+        let name = || Name::from_str("localhost").unwrap();
+        let (first, second) = tokio::join!(resolver.clone().call(name()), resolver.call(name()));
+        assert!(first.unwrap().next().unwrap().ip().is_loopback() && second.unwrap().next().is_some());
+        let found = resolver.entry("localhost");
+        let asked = found.lock().await.at;
+        assert!(asked.is_some() && resolver.call(name()).await.is_ok());
+        assert_eq!(found.lock().await.at, asked);
+    }
+
+    #[tokio::test]
+    async fn unknown_name_is_remembered_and_named() {
+        let mut resolver = Resolver::default();
+        let failed =
+            Found { at: Some(Instant::now()), failure: "om9 is not known".to_owned(), ..Found::default() };
+        *resolver.entry("om9").lock().await = failed;
+        let error = resolver.call(Name::from_str("om9").unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains("om9"));
     }
 }

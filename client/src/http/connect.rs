@@ -147,10 +147,10 @@ struct Found {
 
 impl Found {
     fn answer(&self) -> io::Result<std::vec::IntoIter<SocketAddr>> {
-        match self.addresses.as_slice() {
-            [] => Err(io::Error::new(io::ErrorKind::NotFound, self.failure.clone())),
-            addresses => Ok(addresses.to_vec().into_iter()),
+        if self.addresses.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, self.failure.clone()));
         }
+        Ok(self.addresses.clone().into_iter())
     }
 }
 

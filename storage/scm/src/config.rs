@@ -1,7 +1,9 @@
 //! Settings of the Storage Container Manager, with the reason of each default.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use platform::disk::DiskIo;
 use wire::ids::ClusterId;
 use wire::limits::{BLOCK_BYTES_MAX, BLOCK_TOKEN_LIFE_MS, CLOCK_SKEW_MS};
 
@@ -10,6 +12,10 @@ use wire::limits::{BLOCK_BYTES_MAX, BLOCK_TOKEN_LIFE_MS, CLOCK_SKEW_MS};
 pub struct ScmConfig {
     /// The directory of its log and state.
     pub dir: PathBuf,
+    /// What stands in for `dir`: another disk, of a simulated machine.
+    pub disk: Option<Arc<dyn DiskIo>>,
+    /// This replica's raft id. 1 for the sole voter.
+    pub raft_id: u64,
     /// The cluster. Datanodes of another one are refused.
     pub cluster: ClusterId,
     /// A container nearly this long is closed. The same figure as the datanodes'. 5 GiB as in Ozone: a copy of a
@@ -55,6 +61,8 @@ impl ScmConfig {
     pub fn new(dir: PathBuf, cluster: ClusterId) -> Self {
         Self {
             dir,
+            disk: None,
+            raft_id: 1,
             cluster,
             container_bytes_max: 5 << 30,
             open_containers: 1,

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use wire::block::TokenKey;
 use wire::ids::{ContainerId, DatanodeId};
 use wire::scm::DatanodeCommand;
-use wire::status::Failure;
+use wire::status::{Failure, Status};
 
 use crate::command::{self, Command};
 use crate::config::TOKEN_KEY_PUBLISH_MS;
@@ -127,8 +127,15 @@ async fn work(scm: &Weak<Scm>, leader: &Leader) {
     loop {
         let Some(strong) = scm.upgrade() else { return };
         let interval_ms = strong.config().heartbeat_interval_ms;
-        if let Err(failure) = strong.tick(leader).await {
-            tracing::warn!(%failure, "the container manager's regular work failed; it is tried again");
+        match strong.tick(leader).await {
+            Ok(()) => {}
+            // Another leads by now; this worker is about to be dropped.
+            Err(failure) if matches!(failure.status, Status::NotLeader | Status::Unknown) => {
+                tracing::debug!(%failure, "the container manager's regular work was cut off");
+            }
+            Err(failure) => {
+                tracing::warn!(%failure, "the container manager's regular work failed; it is tried again");
+            }
         }
         drop(strong);
         tokio::time::sleep(Duration::from_millis(interval_ms)).await;

@@ -23,10 +23,10 @@ use crate::config::ScmConfig;
 use crate::fleet::{Fleet, Life, News};
 use crate::orders::{Voice, note_orders};
 use crate::prepare::{Scene, cut_deletions, datanodes};
-use crate::replication::{Findings, watch_copies};
+use crate::replication::{Findings, next_operational, watch_copies};
 use crate::schema::{
-    CONTAINER, ContainerRow, ReplicaRow, ReplicaState, TABLES, active_containers, containers_with_deletions,
-    parse_number, scan, tended_containers,
+    CONTAINER, ContainerRow, OperationalState, ReplicaRow, ReplicaState, TABLES, active_containers,
+    containers_with_deletions, parse_number, scan, tended_containers,
 };
 use crate::state::{Reply, apply};
 
@@ -411,6 +411,12 @@ impl World {
         for command in commands {
             self.apply(command);
         }
+        for (id, row) in datanodes(&self.store.view()).unwrap() {
+            let needing = findings.by_node.get(&id).map_or(0, |counts| counts.1);
+            if let Some((operational, until_ms)) = next_operational(&row, needing, self.now_ns / 1_000_000) {
+                self.set(id, operational, until_ms);
+            }
+        }
         self.seed += 1;
         let seed = self.seed;
         for command in self.decide(|scene| scene.begin_copies(&findings.shortages, seed).unwrap()) {
@@ -565,8 +571,30 @@ impl World {
                 }
                 self.now_ns += SECOND_NS;
             }
-            _ => self.retire(),
+            25 => self.retire(),
+            _ => self.wish(id, b),
         }
+    }
+
+    /// An operator's wish for one datanode at a time: the others are enough for all containers.
+    fn wish(&mut self, id: DatanodeId, which: u8) {
+        let nodes = datanodes(&self.store.view()).unwrap();
+        let is_other_out =
+            nodes.iter().any(|(other, row)| *other != id && row.operational != OperationalState::InService);
+        let operational = match which % 3 {
+            0 => OperationalState::InService,
+            1 => OperationalState::Decommissioning,
+            _ => OperationalState::EnteringMaintenance,
+        };
+        if !is_other_out {
+            self.set(id, operational, Some(self.now_ns / 1_000_000 + 200_000));
+        }
+    }
+
+    fn set(&mut self, id: DatanodeId, operational: OperationalState, until_ms: Option<u64>) {
+        let maintenance_until_ms = until_ms.filter(|_| operational == OperationalState::EnteringMaintenance);
+        let command = command::SetDatanode { datanode: id, operational, maintenance_until_ms };
+        self.apply(Command::SetDatanode(command));
     }
 
     fn revive(&mut self, id: DatanodeId) {
@@ -589,6 +617,9 @@ impl World {
     fn settle(&mut self) {
         self.late.clear();
         self.close();
+        for number in 0..NODES {
+            self.set(node(number), OperationalState::InService, None);
+        }
         for _ in 0..120 {
             for number in 0..NODES {
                 self.revive(node(number));
@@ -628,7 +659,7 @@ impl World {
 type Steps = Vec<(u8, u8, u8)>;
 
 fn steps() -> impl Strategy<Value = Steps> {
-    prop::collection::vec((0..26u8, any::<u8>(), any::<u8>()), 1..150)
+    prop::collection::vec((0..27u8, any::<u8>(), any::<u8>()), 1..150)
 }
 
 fn run(steps: Steps) {

@@ -75,7 +75,12 @@ impl Scm {
     /// Says what the operator can do.
     pub async fn open_with(config: ScmConfig, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ScmError> {
         check(&config)?;
-        let mut group_config = GroupConfig::new("scm", consensus::directory(&config.dir)?, config.cluster.0);
+        let disk = match &config.disk {
+            Some(disk) => Arc::clone(disk),
+            None => consensus::directory(&config.dir)?,
+        };
+        let mut group_config = GroupConfig::new("scm", disk, config.cluster.0);
+        group_config.raft_id = config.raft_id;
         group_config.log_segment_bytes = config.log_segment_bytes;
         group_config.cache_bytes = config.cache_bytes;
         let opened = task::spawn_blocking(move || Group::open(group_config, ScmState)).await;

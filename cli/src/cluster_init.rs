@@ -27,7 +27,7 @@ use uuid::Uuid;
 use wire::host::HostPort;
 
 use crate::certificates::{Authority, write_private};
-use crate::config::Config;
+use crate::config::{Config, Replicas};
 use crate::identity::{Cluster, Credentials, read_json, write_json};
 use crate::topology::{MetaNode, Role};
 
@@ -156,6 +156,8 @@ struct Nodes {
     next_raft_id: u64,
     data_dir: PathBuf,
     tls: bool,
+    /// Replicas of a key, unless an operator says otherwise.
+    replication: Replicas,
     meta: Vec<MetaNode>,
     /// All nodes made so far: name and internal address.
     nodes: Vec<(String, HostPort)>,
@@ -199,6 +201,11 @@ fn init(args: &InitArgs) -> anyhow::Result<String> {
         next_raft_id: meta.len() as u64 + 1,
         data_dir: args.data_dir.clone(),
         tls: args.tls.unwrap_or(!is_one_machine),
+        // Three where three can be had.
+        replication: match plans.iter().filter(|plan| plan.roles.contains(&Role::Datanode)).count() {
+            0..3 => Replicas::One,
+            _ => Replicas::Three,
+        },
         meta,
         nodes: plans.iter().map(|plan| (plan.name.clone(), plan.host.address.clone())).collect(),
     };
@@ -383,6 +390,16 @@ fn node_toml(plan: &Plan, nodes: &Nodes, cluster: &Cluster) -> String {
     );
     if plan.roles.contains(&Role::Gateway) {
         text.push_str(&format!("\n[s3]\naddress = \"{}\"\n", host.listen(2)));
+    }
+    if plan.roles.contains(&Role::Om) && plan.joining.is_none() {
+        let replication = match nodes.replication {
+            Replicas::One => "one",
+            Replicas::Three => "three",
+        };
+        text.push_str(&format!(
+            "\n# Replicas of a key, until `ferrozone admin om set-replication` says otherwise.\n\
+             [om]\nreplication = \"{replication}\"\n"
+        ));
     }
     if let Some((raft_id, incarnation)) = plan.joining {
         text.push_str("\n# This replica waits to be added: ferrozone admin add-peer --node node.toml\n");

@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use wire::block::Replication;
 use wire::host::HostPort;
 use wire::ids::ClusterId;
 
@@ -73,6 +74,10 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("om.raft_id", "this node's number in OM's Raft group [default: that of its [[meta]] entry]"),
     ("om.join", "this node waits to be added to OM's running group"),
     ("om.incarnation", "with om.join: UUID of this replica's life; `ferrozone cluster add-node` draws it"),
+    (
+        "om.replication",
+        "replicas of keys of class STANDARD, one or three, until an operator sets the cluster's default; the same on all nodes",
+    ),
     ("om.dir", "directory of OM's log and state"),
     ("om.cache", "memory for OM's state"),
     ("om.delete_grace", "freed blocks are kept so long for readers that still hold their list"),
@@ -348,6 +353,25 @@ impl Default for Internal {
     }
 }
 
+/// How many replicas a key has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Replicas {
+    /// On one datanode.
+    One,
+    /// On three.
+    Three,
+}
+
+impl From<Replicas> for Replication {
+    fn from(replicas: Replicas) -> Self {
+        match replicas {
+            Replicas::One => Self::One,
+            Replicas::Three => Self::Three,
+        }
+    }
+}
+
 /// OM's part.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -357,6 +381,7 @@ pub(crate) struct Om {
     pub join: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<Uuid>,
+    pub replication: Replicas,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     pub cache: Size,
@@ -373,6 +398,7 @@ impl Default for Om {
             raft_id: None,
             join: false,
             incarnation: None,
+            replication: Replicas::One,
             dir: None,
             // Filled only as it is used; the page cache stands behind it.
             cache: Size(64 << 20),

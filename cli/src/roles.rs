@@ -284,6 +284,7 @@ fn om_config(config: &Config, cluster: &Cluster, key: [u8; 32]) -> OmConfig {
         open_key_scan_interval_ms: config.om.open_key_scan_interval.as_ms(),
         deletion_interval_ms: config.om.deletion_interval.as_ms(),
         block_bytes_max: block_bytes_max(config),
+        default_replication: config.om.replication.into(),
         ..OmConfig::new(config.om_dir(), cluster.id, key)
     }
 }

@@ -98,6 +98,7 @@ async fn handle(
         bucket_name,
         caller,
         witness: AtomicU64::new(0),
+        version_witness: AtomicU64::new(0),
     });
     refuse_anonymous(&context).await.or_else(|refusal| with_region(Err(refusal), &context).map(drop))?;
     headers::refuse_unbuilt(context.headers())?;
@@ -113,6 +114,7 @@ async fn handle(
 /// For tests, if configured: where the request took its place, also when its answer is a refusal that was read there.
 fn with_witness(outcome: Outcome, context: &RequestContext) -> Outcome {
     const HEADER: &str = "x-ferrozone-witness";
+    const VERSION_HEADER: &str = "x-ferrozone-version";
     let index = context.witness.load(Ordering::Acquire);
     if !context.gateway.config.witness || index == 0 {
         return outcome;
@@ -121,6 +123,11 @@ fn with_witness(outcome: Outcome, context: &RequestContext) -> Outcome {
         Ok(mut response) => {
             let name = http::HeaderName::from_static(HEADER);
             response::set(response.headers_mut(), name, &index.to_string());
+            let version = context.version_witness.load(Ordering::Acquire);
+            if version > 0 {
+                let name = http::HeaderName::from_static(VERSION_HEADER);
+                response::set(response.headers_mut(), name, &version.to_string());
+            }
             Ok(response)
         }
         Err(refusal) => Err(refusal.with_header(HEADER, index.to_string())),

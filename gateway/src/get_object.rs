@@ -192,6 +192,7 @@ async fn look_up(
         let outcome = context.with_bucket(Action::GetObject, look_up).await;
         if let Some((reference, found)) = outcome.map_err(|error| no_such_key(error, context))? {
             context.witness(found.read_index);
+            context.version_witness.store(found.info.version.index, Ordering::Release);
             return Ok((reference, found));
         }
     }

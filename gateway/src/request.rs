@@ -38,6 +38,8 @@ pub(crate) struct RequestContext {
     pub(crate) caller: Caller,
     /// See [`Self::witness`]; 0 while it is not known.
     pub(crate) witness: AtomicU64,
+    /// The index at which the version that is read was written; 0 while it is not known. In witness mode only.
+    pub(crate) version_witness: AtomicU64,
 }
 
 impl RequestContext {

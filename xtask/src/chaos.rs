@@ -57,7 +57,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
     if directory.exists() {
         std::fs::remove_dir_all(&directory).context("remove the last run")?;
     }
-    let shape = Shape { metas: 3, datanodes: 4, gateways: 2 };
+    let shape = Shape { metas: arguments.metas, datanodes: 4, gateways: 2 };
     let settings = [("FERROZONE_S3__WITNESS", "true"), ("RUST_LOG", "info"), ("RUST_BACKTRACE", "1")];
     let mut rig = Rig::create(&binary, &directory, shape, &settings)?;
     let mounts = SmallDisks::mount(&rig)?;
@@ -71,7 +71,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
         let watch = Stopwatch::start();
         load.begin_round();
         let outcome = break_and_heal(&mut rig, &fault, &mut dice, &load);
-        let troubles = load.end_round(fault.is_survivable());
+        let troubles = load.end_round(fault.is_survivable(arguments.metas));
         let verdict = match (&outcome, troubles.as_slice()) {
             (Ok(()), []) => {
                 passed += 1;
@@ -137,8 +137,10 @@ impl Fault {
     }
 
     /// Whether every request must succeed meanwhile.
-    fn is_survivable(&self) -> bool {
+    fn is_survivable(&self, metas: usize) -> bool {
         match self {
+            // A sole voter away is the group away.
+            Self::Kill(_, Role::Meta) | Self::Stop(_, Role::Meta) | Self::OneWay(_, Role::Meta) => metas > 1,
             Self::Kill(_, role) | Self::Stop(_, role) | Self::OneWay(_, role) => *role != Role::Gateway,
             Self::SyncFails(..) | Self::FullDisk(_) => false,
             Self::KillAll => false,
@@ -257,7 +259,7 @@ struct SmallDisks(Vec<PathBuf>);
 impl SmallDisks {
     /// One meta node and one datanode.
     fn nodes(rig: &Rig) -> [String; 2] {
-        [rig.names(Role::Meta)[1].clone(), rig.names(Role::Datanode)[2].clone()]
+        [rig.names(Role::Meta).pop().unwrap_or_default(), rig.names(Role::Datanode)[2].clone()]
     }
 
     fn mount(rig: &Rig) -> Result<Self> {

@@ -66,6 +66,9 @@ pub(crate) struct ChaosArguments {
     /// Which faults: the same seed gives the same.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Nodes with OM and SCM.
+    #[arg(long, default_value_t = 3)]
+    metas: usize,
     /// Directory of the cluster, made anew; kept afterwards.
     #[arg(long)]
     dir: Option<PathBuf>,

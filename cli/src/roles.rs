@@ -27,6 +27,7 @@ use client::http::{
 use client::service::{DatanodeService, Datanodes, OmService, ScmService};
 use datanode::DatanodeConfig;
 use meta::OmConfig;
+use platform::disk::Directory;
 use scm::ScmConfig;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -91,7 +92,7 @@ impl Roles {
         readiness.wait_for("the ozone manager");
         let om_role = match config.has_role(Role::Om) {
             true => {
-                let opened = meta::Om::open(om_config(config, cluster, key), scm.clone()).await;
+                let opened = meta::Om::open(om_config(config, cluster, key)?, scm.clone()).await;
                 Some(opened.context("start OM").context(Unusable)?)
             }
             false => None,
@@ -275,8 +276,10 @@ fn datanode_config(config: &Config, cluster: &Cluster, address: Option<HostPort>
     }
 }
 
-fn om_config(config: &Config, cluster: &Cluster, key: [u8; 32]) -> OmConfig {
-    OmConfig {
+fn om_config(config: &Config, cluster: &Cluster, key: [u8; 32]) -> anyhow::Result<OmConfig> {
+    let dir = config.om_dir();
+    let disk = Directory::open(&dir).with_context(|| format!("open {}", dir.display())).context(Unusable)?;
+    Ok(OmConfig {
         cache_bytes: config.om.cache.0 as usize,
         log_segment_bytes: config.om.log_segment.0,
         delete_grace_ms: config.om.delete_grace.as_ms(),
@@ -285,8 +288,8 @@ fn om_config(config: &Config, cluster: &Cluster, key: [u8; 32]) -> OmConfig {
         deletion_interval_ms: config.om.deletion_interval.as_ms(),
         block_bytes_max: block_bytes_max(config),
         default_replication: config.om.replication.into(),
-        ..OmConfig::new(config.om_dir(), cluster.id, key)
-    }
+        ..OmConfig::new(Arc::new(disk), cluster.id, key)
+    })
 }
 
 /// A block's longest length: several must fit a container.

@@ -1,8 +1,9 @@
 //! Settings of OM, each with the reason of its default.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::sync::Arc;
 
+use platform::disk::DiskIo;
 use wire::block::Replication;
 use wire::ids::ClusterId;
 use wire::limits::{BLOCK_BYTES_MAX, SESSION_SILENCE_MS};
@@ -10,8 +11,8 @@ use wire::limits::{BLOCK_BYTES_MAX, SESSION_SILENCE_MS};
 /// How an OM is opened and paced.
 #[derive(Clone)]
 pub struct OmConfig {
-    /// Directory of log and state; made if absent.
-    pub dir: PathBuf,
+    /// Where log and state are: a directory of the operating system, or a simulated disk.
+    pub disk: Arc<dyn DiskIo>,
     /// The cluster; a directory of another one is refused.
     pub cluster_id: ClusterId,
     /// The cluster's key: seals secrets of access keys at rest.
@@ -49,10 +50,10 @@ pub struct OmConfig {
 
 impl OmConfig {
     /// The defaults.
-    pub fn new(dir: PathBuf, cluster_id: ClusterId, cluster_key: [u8; 32]) -> Self {
+    pub fn new(disk: Arc<dyn DiskIo>, cluster_id: ClusterId, cluster_key: [u8; 32]) -> Self {
         const HOUR_MS: u64 = 60 * 60 * 1000;
         Self {
-            dir,
+            disk,
             cluster_id,
             cluster_key,
             // Idle memory is to stay small; the page cache of the machine holds the rest.
@@ -80,7 +81,7 @@ impl OmConfig {
 impl fmt::Debug for OmConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OmConfig")
-            .field("dir", &self.dir)
+            .field("disk", &self.disk.name())
             .field("cluster_id", &self.cluster_id)
             .field("cache_bytes", &self.cache_bytes)
             .field("delete_grace_ms", &self.delete_grace_ms)

@@ -131,11 +131,15 @@ mod tests {
         let config = OmConfig {
             lease_interval_ms: 10,
             log_segment_bytes: 1 << 20,
-            ..OmConfig::new(dir.path().join("om"), ClusterId(uuid::Uuid::from_u128(7)), [3; 32])
+            ..OmConfig::new(
+                consensus::directory(&dir.path().join("om")).unwrap(),
+                ClusterId(uuid::Uuid::from_u128(7)),
+                [3; 32],
+            )
         };
         let group_config = GroupConfig {
             log_segment_bytes: config.log_segment_bytes,
-            ..GroupConfig::new("om", consensus::directory(&config.dir).unwrap(), config.cluster_id.0)
+            ..GroupConfig::new("om", config.disk.clone(), config.cluster_id.0)
         };
         let opened = platform::task::spawn_blocking(|| Group::open(group_config, OmState::default()));
         let group = opened.await.unwrap().unwrap();

@@ -88,7 +88,7 @@ impl Om {
         let group_config = GroupConfig {
             log_segment_bytes: config.log_segment_bytes,
             cache_bytes: config.cache_bytes,
-            ..GroupConfig::new("om", consensus::directory(&config.dir)?, config.cluster_id.0)
+            ..GroupConfig::new("om", config.disk.clone(), config.cluster_id.0)
         };
         // Replay reads the disk for as long as it takes: not on the reactor.
         let opened = task::spawn_blocking(move || Group::open(group_config, OmState::default()));

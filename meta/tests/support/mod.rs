@@ -143,6 +143,7 @@ impl ScmService for FakeScm {
 }
 
 pub(crate) fn config(dir: &TempDir) -> OmConfig {
+    let disk = Arc::new(platform::disk::Directory::open(&dir.path().join("om")).unwrap());
     OmConfig {
         log_segment_bytes: 1 << 20,
         lease_interval_ms: 10,
@@ -150,7 +151,7 @@ pub(crate) fn config(dir: &TempDir) -> OmConfig {
         work_interval_ms: 10,
         retire_interval_ms: 10,
         delete_grace_ms: 50,
-        ..OmConfig::new(dir.path().join("om"), ClusterId(uuid::Uuid::from_u128(7)), [3; 32])
+        ..OmConfig::new(disk, ClusterId(uuid::Uuid::from_u128(7)), [3; 32])
     }
 }
 

@@ -15,17 +15,20 @@
 //! Not here: durability of entries (see `driver`).
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
 use raft::eraftpb::{Entry as RaftEntry, EntryType};
+use tokio::sync::mpsc::WeakSender;
 
 use crate::abort::{AbortOnPanic, fatal};
 use crate::error::{ProposeError, StoreError};
 use crate::machine::{Entry, StateMachine};
-use crate::shared::{Input, Phase, Reply, Shared};
+use crate::members::Membership;
+use crate::packet::Mark;
+use crate::shared::{Input, Reply, Shared};
 use crate::state::{Progress, StateFile, put_progress};
 use crate::store::WriteBatch;
 
@@ -54,11 +57,15 @@ const CHECKPOINT_ROWS_MAX: u64 = 1 << 20;
 pub(crate) struct Batch<R> {
     pub(crate) entries: Vec<RaftEntry>,
     pub(crate) replies: VecDeque<(u64, Reply<R>)>,
+    /// What the group is after each of its changes among the entries.
+    pub(crate) changes: Vec<(u64, Membership)>,
 }
 
 /// What the apply thread waits for.
 pub(crate) enum ApplyInput<R> {
     Batch(Batch<R>),
+    /// Time goes on: a checkpoint may be due.
+    Tick,
     Stop,
 }
 
@@ -67,10 +74,13 @@ pub(crate) struct Applier<M: StateMachine> {
     pub(crate) machine: M,
     pub(crate) state: StateFile,
     pub(crate) progress: Progress,
-    pub(crate) inbox: Receiver<ApplyInput<M::Reply>>,
-    pub(crate) raft: SyncSender<Input<M::Reply>>,
+    pub(crate) raft: WeakSender<Input<M::Reply>>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) pace: Pace,
+    /// Every so many entries all replicas note their state hash.
+    pub(crate) mark_entries: u64,
+    /// Changes of membership among the entries that are being applied.
+    pub(crate) changes: VecDeque<(u64, Membership)>,
 }
 
 /// When the next checkpoint is due.
@@ -88,55 +98,67 @@ pub(crate) struct Pace {
 type Outcome<R> = Result<R, ProposeError>;
 
 impl<M: StateMachine> Applier<M> {
-    /// Runs until told to stop; then everything is durable and the state file closed.
-    pub(crate) fn run(mut self) {
+    /// Takes what waits; breaks when told to stop, with everything durable.
+    pub(crate) fn step(&mut self, inputs: &mut Vec<ApplyInput<M::Reply>>) -> ControlFlow<()> {
         let _guard = AbortOnPanic;
-        loop {
-            let input = match self.pace.remaining(wire::clock::steady_ns()) {
-                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(remaining) => self.inbox.recv_timeout(remaining),
-            };
-            match input {
-                Ok(ApplyInput::Batch(batch)) => {
-                    if self.apply_with_waiting(batch) {
-                        break;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(ApplyInput::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-            }
-            let wanted = self.shared.checkpoint_wanted.swap(false, Ordering::AcqRel);
-            if wanted || self.pace.is_due(wire::clock::steady_ns()) {
-                self.checkpoint();
-            }
-        }
-        self.checkpoint();
-        self.shared.close();
-    }
-
-    /// Applies a batch and those that wait behind it; true if told to stop after them.
-    fn apply_with_waiting(&mut self, batch: Batch<M::Reply>) -> bool {
-        let Batch { mut entries, mut replies } = batch;
-        let mut bytes: u64 = entries.iter().map(|entry| entry.data.len() as u64).sum();
-        let mut stop = false;
-        while entries.len() < TRANSACTION_ENTRIES_MAX && bytes < TRANSACTION_BYTES_MAX && !stop {
-            match self.inbox.try_recv() {
-                Ok(ApplyInput::Batch(next)) => {
-                    bytes += next.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
-                    entries.extend(next.entries);
-                    replies.extend(next.replies);
-                }
-                Ok(ApplyInput::Stop) => stop = true,
-                Err(_) => break,
-            }
-        }
         // There is room in the inbox again, and the raft thread can fill it while we work.
         if self.shared.backlogged.swap(false, Ordering::AcqRel) {
             self.wake_raft();
         }
-        self.apply(&entries, replies);
+        let mut stop = false;
+        let mut merged = Batch { entries: Vec::new(), replies: VecDeque::new(), changes: Vec::new() };
+        let mut bytes = 0;
+        for input in inputs.drain(..) {
+            match input {
+                ApplyInput::Batch(batch) => {
+                    bytes += batch.entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
+                    merged.entries.extend(batch.entries);
+                    merged.replies.extend(batch.replies);
+                    merged.changes.extend(batch.changes);
+                }
+                ApplyInput::Tick => {}
+                ApplyInput::Stop => stop = true,
+            }
+            if merged.entries.len() >= TRANSACTION_ENTRIES_MAX || bytes >= TRANSACTION_BYTES_MAX {
+                self.apply_batch(std::mem::replace(
+                    &mut merged,
+                    Batch { entries: Vec::new(), replies: VecDeque::new(), changes: Vec::new() },
+                ));
+                self.pace.note_log(std::mem::take(&mut bytes));
+            }
+        }
+        self.apply_batch(merged);
         self.pace.note_log(bytes);
-        stop
+        let wanted = self.shared.checkpoint_wanted.swap(false, Ordering::AcqRel);
+        if stop || wanted || self.pace.is_due(wire::clock::steady_ns()) {
+            self.checkpoint();
+        }
+        if stop {
+            self.shared.close();
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Applies a batch, in pieces that end where all replicas note their state hash.
+    fn apply_batch(&mut self, batch: Batch<M::Reply>) {
+        let Batch { entries, mut replies, changes } = batch;
+        self.changes.extend(changes);
+        let mut rest = &entries[..];
+        while let Some(first) = rest.first() {
+            let to_mark = (self.mark_entries - first.index % self.mark_entries) % self.mark_entries;
+            let (piece, behind) = rest.split_at(rest.len().min(to_mark as usize + 1));
+            let last = piece.last().expect("a piece has an entry").index;
+            let later = replies.partition_point(|(index, _)| *index <= last);
+            let later = replies.split_off(later);
+            self.apply(piece, std::mem::replace(&mut replies, later));
+            if last.is_multiple_of(self.mark_entries) {
+                let hash = self.progress.state_hash;
+                let hash = ((hash >> 64) as u64, hash as u64);
+                self.shared.note_mark(Mark { raft_id: self.shared.raft_id, index: last, hash });
+            }
+            rest = behind;
+        }
     }
 
     fn apply(&mut self, entries: &[RaftEntry], replies: VecDeque<(u64, Reply<M::Reply>)>) {
@@ -158,9 +180,8 @@ impl<M: StateMachine> Applier<M> {
         let mut batch = WriteBatch::new(&txn, M::TABLES, self.progress.state_hash);
         let mut outcomes = Vec::with_capacity(entries.len());
         for entry in entries {
-            assert_eq!(entry.get_entry_type(), EntryType::EntryNormal, "membership does not change yet");
-            // The entry that raft logs at the start of a term is nobody's command.
-            if entry.data.is_empty() {
+            // The entry that raft logs at the start of a term is nobody's command, nor is a change of membership.
+            if entry.data.is_empty() || entry.get_entry_type() != EntryType::EntryNormal {
                 outcomes.push(Err(ProposeError::Unknown));
                 continue;
             }
@@ -195,6 +216,12 @@ impl<M: StateMachine> Applier<M> {
             entries[0].index == self.progress.applied_index + 1,
             "entries are applied in order, each once"
         );
+        while self.changes.front().is_some_and(|(index, _)| *index <= last.index) {
+            let (_, membership) = self.changes.pop_front().expect("looked at above");
+            self.progress.conf_state = membership.conf_state;
+            self.progress.members = membership.members.into_values().collect();
+            self.progress.former = membership.former;
+        }
         self.progress.applied_index = last.index;
         self.progress.applied_term = last.term;
         self.progress.state_hash = state_hash;
@@ -258,9 +285,9 @@ impl<M: StateMachine> Applier<M> {
             status.state_hash = state_hash;
         }
         shared.applied_index.store(applied_index, Ordering::Release);
-        let leads = shared.leader_term.load(Ordering::Acquire) == applied_term;
-        if leads && !shared.leading.load(Ordering::Acquire) {
-            shared.set_phase(Phase::Leading);
+        // Reads may wait for this.
+        if shared.note_applied_term(applied_term) {
+            self.wake_raft();
         }
         let metrics = &shared.metrics;
         metrics.applied_index.set(applied_index as f64);
@@ -290,7 +317,9 @@ impl<M: StateMachine> Applier<M> {
 
     /// A full inbox wakes the raft thread as well.
     fn wake_raft(&self) {
-        let _ = self.raft.try_send(Input::Wake);
+        if let Some(raft) = self.raft.upgrade() {
+            let _ = raft.try_send(Input::Wake);
+        }
     }
 }
 
@@ -341,11 +370,6 @@ impl Pace {
             || self.since_ns.is_some_and(|since| now_ns >= since + self.interval_ns)
     }
 
-    /// How long until the interval is over; `None` if nothing waits to become durable.
-    fn remaining(&self, now_ns: u64) -> Option<Duration> {
-        self.since_ns.map(|since| Duration::from_nanos((since + self.interval_ns).saturating_sub(now_ns)))
-    }
-
     /// Starts the next round, longer or shorter after what this one took.
     fn adapt(&mut self, took_ns: u64) {
         if took_ns > CHECKPOINT_LONG_NS {
@@ -369,10 +393,9 @@ mod tests {
     #[test]
     fn checkpoints_come_by_rows_bytes_and_time() {
         let mut pace = Pace::new(Duration::from_secs(5), 10_000);
-        assert!(!pace.is_dirty() && pace.remaining(0).is_none());
+        assert!(!pace.is_dirty());
         pace.note_rows(9_999, 7);
         assert!(!pace.is_due(8));
-        assert_eq!(pace.remaining(1_000_000_007), Some(Duration::from_secs(4)));
         assert!(pace.is_due(5_000_000_007));
         pace.note_rows(1, 9);
         assert!(pace.is_due(9));

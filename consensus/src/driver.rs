@@ -1,43 +1,57 @@
-//! The raft thread: turns proposals into durable, committed entries.
+//! The raft thread: turns proposals into durable, committed entries, and speaks with peers.
 //!
 //! Everything that comes in meanwhile shares the next append and the next fdatasync, so batches form by themselves
 //! and a lone proposal waits for nothing. Each Ready is performed in raft's order, which is law:
 //!
 //! ```text
-//!  ready --> append entries, then hard state --> fdatasync --> advance_append --> committed --> apply thread
+//!  ready --> a leader's messages leave --> append entries, then hard state --> fdatasync
+//!        --> messages that promise what is durable now --> advance_append --> committed --> apply thread
 //! ```
 //!
-//! With peers, messages of a leader leave before the append and `persisted_messages` after the sync; snapshots and
-//! conf changes enter at `perform`, ticks and received messages at `run`. None of these exist with one voter, and
-//! meeting one is a bug.
+//! It is a step over inputs: it waits for nothing and reads no timer; ticks are inputs like any other. Elections are
+//! timed by our own numbers, since raft draws from a generator that nobody could repeat.
 //!
 //! Apply may fall behind. Then batches wait here and no further proposal is taken until it has room again; this
-//! thread itself never waits for it, for with peers it owes them heartbeats.
+//! thread itself never waits for it, for it owes its peers heartbeats.
 //!
 //! Invariants:
 //! * Nothing is handed to apply that is not durable in the log.
-//! * A command is proposed only if its record fits into the log for sure.
+//! * A command is proposed only at the leader, and only if its record fits into the log for sure.
+//! * A proposer hears `NotLeader` only if its command has no effect, ever: it was never appended, or another entry is
+//!   committed in its place. An entry that was merely overwritten here may yet be committed by others.
 //!
 //! Not here: what is on disk (see `log`), replies of applied commands (see `apply`).
 
-use std::collections::VecDeque;
+mod membership;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use raft::eraftpb::{Entry, Message, MessageType};
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
 use raft::{RawNode, Ready, StateRole};
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
+use uuid::Uuid;
+use wire::group::Member;
 
 use crate::abort::AbortOnPanic;
 use crate::apply::{ApplyInput, Batch};
 use crate::error::ProposeError;
 use crate::group::Priority;
 use crate::log::entry_record_size;
-use crate::shared::{Input, Phase, Proposal, Reply, Shared};
+use crate::members::Membership;
+use crate::packet::{Head, Mark, Packet, encode};
+use crate::peer::PeerTransport;
+use crate::reads::Reads;
+use crate::shared::{Input, Proposal, Reply, Shared};
 use crate::space::{Admission, Reserve};
 use crate::storage::LogStore;
+
+use membership::{Changing, Transferring};
 
 /// Commands in one append at most: bounds how long its first one waits.
 const BATCH_ENTRIES_MAX: usize = 1024;
@@ -48,6 +62,21 @@ pub(crate) const APPLY_INBOX: usize = 4;
 /// How often the disk's free space is looked at.
 const ADMISSION_INTERVAL_NS: u64 = 100_000_000;
 
+/// With more batches waiting for apply, raft is asked for as little as it gives.
+const OUTBOX_LONG: usize = 16;
+
+/// A read that no quorum confirmed within so many ticks is told to try again.
+const READ_TICKS: u64 = 30;
+
+/// A proposer whose leader lost its place waits so many ticks for the outcome before it is called unknown.
+const ORPHAN_TICKS: u64 = 20;
+
+/// Peers whose address is known only because they wrote to us: replicas that were added by entries still to come.
+const STRANGERS_MAX: usize = 16;
+
+/// Indices whose state hashes of peers are kept.
+const MARKED_MAX: usize = 4;
+
 /// A proposal whose entry is in the log and not committed yet.
 struct Pending<R> {
     index: u64,
@@ -55,19 +84,54 @@ struct Pending<R> {
     reply: Reply<R>,
 }
 
+/// Where this replica stands among others.
+pub(crate) struct Place {
+    pub(crate) me: Member,
+    pub(crate) cluster_id: Uuid,
+    pub(crate) transport: Option<Arc<dyn PeerTransport>>,
+    /// An election after so many ticks at least, and less than twice as many.
+    pub(crate) election_ticks: usize,
+    /// Entries kept in the log for peers that are behind, beyond the durable checkpoint.
+    pub(crate) log_keep_entries: u64,
+}
+
 /// The raft thread's state.
 pub(crate) struct Driver<R> {
-    pub(crate) node: RawNode<LogStore>,
-    pub(crate) inbox: Receiver<Input<R>>,
-    pub(crate) apply: SyncSender<ApplyInput<R>>,
-    pub(crate) applier: Option<JoinHandle<()>>,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) room: Room,
+    node: RawNode<LogStore>,
+    /// Gone once the apply thread was told to stop.
+    apply: Option<Sender<ApplyInput<R>>>,
+    shared: Arc<Shared>,
+    room: Room,
+    place: Place,
+    membership: Membership,
+    /// Peers as they last named themselves: their addresses may be newer than the membership's.
+    routes: BTreeMap<u64, Member>,
+    /// When each peer last wrote, in ticks.
+    heard: BTreeMap<u64, u64>,
     /// Taken from the inbox, not proposed yet. Bounded by the tickets.
     waiting: VecDeque<Proposal<R>>,
     pending: VecDeque<Pending<R>>,
+    /// Proposals of terms in which this replica led once, and when their outcome becomes unknown.
+    orphans: BTreeMap<(u64, u64), (Reply<R>, u64)>,
+    reads: Reads,
+    changing: Option<Changing>,
+    transferring: Option<Transferring>,
     /// Committed batches that the apply thread has no room for.
     outbox: VecDeque<Batch<R>>,
+    /// Ticks since the start.
+    now: u64,
+    /// Term, role and leader as last seen.
+    seen: (u64, StateRole, u64),
+    /// Ticks until this replica calls an election.
+    election_ticks: usize,
+    /// State hashes by index and replica, peers' and our own.
+    marked: BTreeMap<u64, BTreeMap<u64, (u64, u64)>>,
+    /// The next packets carry state hashes.
+    marks_due: bool,
+    /// The tick at which stopping no longer waits for another leader.
+    stop_by: Option<u64>,
+    /// One heartbeat went out since this leader was removed.
+    farewell: bool,
     rolls_seen: u64,
     checkpoint_seen: u64,
 }
@@ -86,79 +150,320 @@ pub(crate) struct Room {
 impl<R: Send + 'static> Driver<R> {
     pub(crate) fn new(
         node: RawNode<LogStore>,
-        inbox: Receiver<Input<R>>,
-        apply: SyncSender<ApplyInput<R>>,
-        applier: JoinHandle<()>,
+        apply: Sender<ApplyInput<R>>,
         shared: Arc<Shared>,
         room: Room,
+        place: Place,
     ) -> Self {
-        Driver {
+        let membership = Membership::clone(&shared.membership.lock());
+        let seen = (node.raft.term, node.raft.state, node.raft.leader_id);
+        let election_ticks = place.election_ticks;
+        let mut driver = Driver {
             node,
-            inbox,
-            apply,
-            applier: Some(applier),
+            apply: Some(apply),
             shared,
             room,
+            place,
+            membership,
+            routes: BTreeMap::new(),
+            heard: BTreeMap::new(),
             waiting: VecDeque::new(),
             pending: VecDeque::new(),
+            orphans: BTreeMap::new(),
+            reads: Reads::default(),
+            changing: None,
+            transferring: None,
             outbox: VecDeque::new(),
+            now: 0,
+            seen,
+            election_ticks,
+            marked: BTreeMap::new(),
+            marks_due: false,
+            stop_by: None,
+            farewell: false,
             rolls_seen: 0,
             checkpoint_seen: 0,
-        }
+        };
+        driver.draw_timeout();
+        driver.publish_members();
+        driver
     }
 
-    /// Runs until told to stop; then everything taken in is applied and durable.
-    pub(crate) fn run(mut self) {
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// The first step: a sole voter leads at once.
+    pub(crate) fn begin(&mut self) {
         let _guard = AbortOnPanic;
-        // A sole voter need not wait for an election timeout: there is nobody it could disturb.
-        self.node.campaign().expect("a sole voter may campaign");
-        self.turn();
-        while let Ok(input) = self.inbox.recv() {
-            let mut stop = self.take_in(input);
-            while let Ok(input) = self.inbox.try_recv() {
-                stop |= self.take_in(input);
-            }
-            self.turn();
-            if stop {
-                break;
+        let conf_state = &self.membership.conf_state;
+        if conf_state.voters == [self.node.raft.id] && conf_state.voters_outgoing.is_empty() {
+            // It need not wait for an election timeout: there is nobody it could disturb. Raft refuses while a change
+            // of membership waits to be applied; the timeout then tries again.
+            if let Err(error) = self.node.campaign() {
+                tracing::warn!(group = %self.shared.name, %error, "cannot campaign");
             }
         }
-        self.close();
+        self.after_raft();
+        self.turn();
     }
 
-    /// Notes one input; true if it says stop.
-    fn take_in(&mut self, input: Input<R>) -> bool {
-        match input {
-            Input::Propose(proposal) => self.waiting.push_back(proposal),
-            Input::Wake => {}
-            Input::Stop => return true,
+    /// Takes all that waits; breaks when everything is applied and durable after a stop.
+    pub(crate) fn step(&mut self, inputs: &mut Vec<Input<R>>) -> ControlFlow<()> {
+        let _guard = AbortOnPanic;
+        for input in inputs.drain(..) {
+            self.take_in(input);
         }
-        false
+        if self.shared.stop_wanted.load(Ordering::Acquire) && self.stop_by.is_none() {
+            self.begin_stop();
+        }
+        self.turn();
+        self.try_close()
+    }
+
+    fn take_in(&mut self, input: Input<R>) {
+        // Nothing may change any more once apply has its last batch.
+        let is_closing = self.apply.is_none();
+        match input {
+            Input::Propose(proposal) if self.stop_by.is_some() => {
+                proposal.reply.send(Err(ProposeError::NotLeader { hint: None }));
+            }
+            Input::Propose(proposal) => self.waiting.push_back(proposal),
+            Input::Read(reply) => self.reads.add(reply, self.now + READ_TICKS),
+            Input::Packet(packet) if !is_closing => self.receive(*packet),
+            Input::Change(change, reply) => self.change(change, reply),
+            Input::Transfer(to, reply) => self.transfer(to, reply),
+            Input::Tick if !is_closing => self.tick(),
+            Input::Packet(_) | Input::Tick | Input::Wake => {}
+            Input::Stop => self.shared.stop_wanted.store(true, Ordering::Release),
+        }
+    }
+
+    fn tick(&mut self) {
+        self.now += 1;
+        self.marks_due = true;
+        self.node.tick();
+        if self.node.raft.state != StateRole::Leader && self.node.raft.election_elapsed == 0 {
+            self.draw_timeout();
+        }
+        self.after_raft();
+        self.reads.expire(self.now);
+        self.orphans.retain(|_, (_, expires)| self.now < *expires);
+        self.tick_membership();
+        self.publish_members();
     }
 
     /// Does everything that can be done now. What apply has no room for waits, in raft or in the inbox.
     fn turn(&mut self) {
         self.hand_over();
         self.keep_house();
-        while self.outbox.is_empty() && self.has_work() {
+        self.compare_marks();
+        loop {
             // A batch is admitted only when the log holds all before it, so nothing may wait in raft then.
-            if !self.node.has_ready() {
+            if self.outbox.is_empty() && !self.waiting.is_empty() && !self.node.has_ready() {
                 self.propose_waiting();
+            }
+            self.begin_reads();
+            self.leave_joint();
+            if !self.node.has_ready() {
+                break;
             }
             self.perform_all();
         }
+        self.publish();
     }
 
-    fn has_work(&self) -> bool {
-        self.node.has_ready() || !self.waiting.is_empty()
+    fn is_leader(&self) -> bool {
+        self.node.raft.state == StateRole::Leader
+    }
+
+    fn leader_hint(&self) -> Option<u64> {
+        Some(self.node.raft.leader_id).filter(|leader| *leader != 0)
+    }
+
+    // Elections.
+
+    /// Draws how long this replica waits before it calls an election.
+    fn draw_timeout(&mut self) {
+        let base = self.place.election_ticks;
+        self.election_ticks = base + (wire::random::u64() % base as u64) as usize;
+    }
+
+    /// To be called whenever raft may have changed its mind about who leads.
+    fn after_raft(&mut self) {
+        let raft = &self.node.raft;
+        let now = (raft.term, raft.state, raft.leader_id);
+        if now != self.seen {
+            let before = std::mem::replace(&mut self.seen, now);
+            if (before.0, before.1) != (now.0, now.1) {
+                self.draw_timeout();
+            }
+            self.note_change(before, now);
+        }
+        // Raft drew a number of its own.
+        self.node.raft.set_randomized_election_timeout(self.election_ticks);
+    }
+
+    fn note_change(&mut self, before: (u64, StateRole, u64), now: (u64, StateRole, u64)) {
+        let (term, role, leader) = now;
+        let led = before.1 == StateRole::Leader;
+        let leads = role == StateRole::Leader;
+        self.shared.status.lock().leader = leader;
+        self.shared.note_leader(term, leader, if leads { term } else { 0 });
+        if led && (!leads || before.0 != term) {
+            tracing::info!(group = %self.shared.name, term, leader, "not leading any more");
+            let expires = self.now + ORPHAN_TICKS;
+            let orphans = self.pending.drain(..);
+            self.orphans.extend(orphans.map(|lost| ((lost.index, lost.term), (lost.reply, expires))));
+            self.fail_change();
+        }
+        if leads && (!led || before.0 != term) {
+            self.shared.metrics.elections_won.increment(1);
+            self.farewell = false;
+            tracing::info!(group = %self.shared.name, term, "leading");
+        } else if !leads {
+            self.reads.refuse(self.leader_hint());
+        }
+        self.note_transferred(leader);
+    }
+
+    // Peers.
+
+    fn receive(&mut self, packet: Packet) {
+        let Packet { head, messages } = packet;
+        let from = head.from.raft_id;
+        if self.membership.admits(from, head.from.incarnation).is_err() {
+            self.shared.metrics.packets_refused.increment(1);
+            return;
+        }
+        self.heard.insert(from, self.now);
+        if self.routes.contains_key(&from) || self.routes.len() < STRANGERS_MAX {
+            self.routes.insert(from, head.from);
+        }
+        for mark in head.marks {
+            self.note_mark(mark);
+        }
+        for message in messages {
+            if let Err(error) = self.node.step(message) {
+                tracing::debug!(group = %self.shared.name, from, %error, "raft does not take a message");
+            }
+            self.after_raft();
+        }
+    }
+
+    fn send(&mut self, messages: Vec<Message>) {
+        if messages.is_empty() {
+            return;
+        }
+        let Some(transport) = self.place.transport.clone() else { return };
+        let mut by_peer = BTreeMap::<u64, Vec<Message>>::new();
+        for message in messages {
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                continue;
+            }
+            by_peer.entry(message.to).or_default().push(message);
+        }
+        for (to, messages) in by_peer {
+            let Some(member) = self.routes.get(&to).or_else(|| self.membership.members.get(&to)) else {
+                self.shared.metrics.messages_unroutable.increment(messages.len() as u64);
+                continue;
+            };
+            let head = Head {
+                group: self.shared.name.clone(),
+                cluster_id: self.place.cluster_id,
+                from: self.place.me.clone(),
+                to_raft_id: to,
+                to_incarnation: member.incarnation,
+                marks: self.marks_to_send(),
+            };
+            for packet in encode(&head, &messages) {
+                transport.send(&self.shared.name, member, packet);
+            }
+        }
+        self.marks_due = false;
+    }
+
+    // State hashes.
+
+    fn marks_to_send(&self) -> Vec<Mark> {
+        if !self.marks_due {
+            return Vec::new();
+        }
+        let mine = self.node.raft.id;
+        let newest = self.marked.iter().rev().find(|(_, hashes)| hashes.contains_key(&mine));
+        let Some((index, hashes)) = newest else { return Vec::new() };
+        hashes.iter().map(|(raft_id, hash)| Mark { raft_id: *raft_id, index: *index, hash: *hash }).collect()
+    }
+
+    fn note_mark(&mut self, mark: Mark) {
+        if self.membership.contains(mark.raft_id) && mark.raft_id != self.node.raft.id {
+            self.marked.entry(mark.index).or_default().insert(mark.raft_id, mark.hash);
+        }
+        while self.marked.len() > MARKED_MAX {
+            self.marked.pop_first();
+        }
+    }
+
+    /// Ends this replica if most voters hold other rows at the same index.
+    fn compare_marks(&mut self) {
+        let mine = self.node.raft.id;
+        for mark in self.shared.marks() {
+            let oldest = self.marked.keys().next().copied();
+            let is_kept = self.marked.len() < MARKED_MAX || oldest.is_some_and(|oldest| mark.index >= oldest);
+            if is_kept {
+                self.marked.entry(mark.index).or_default().insert(mine, mark.hash);
+            }
+        }
+        while self.marked.len() > MARKED_MAX {
+            self.marked.pop_first();
+        }
+        let voters = &self.membership.conf_state.voters;
+        for (index, hashes) in &self.marked {
+            let Some(own) = hashes.get(&mine) else { continue };
+            let mut others = BTreeMap::<_, usize>::new();
+            for (_, hash) in hashes.iter().filter(|(raft_id, hash)| voters.contains(raft_id) && *hash != own)
+            {
+                *others.entry(hash).or_default() += 1;
+            }
+            if others.values().any(|count| *count > voters.len() / 2) {
+                self.shared.metrics.state_mismatches.increment(1);
+                let error = crate::error::StateMismatch { index: *index };
+                crate::abort::fatal(&self.shared.name, "this replica is wrong", &error);
+            }
+        }
+    }
+
+    // Reads.
+
+    /// Asks for a quorum on behalf of all reads that have arrived.
+    fn begin_reads(&mut self) {
+        if self.reads.is_empty() {
+            return;
+        }
+        if !self.is_leader() || self.stop_by.is_some() {
+            self.reads.refuse(self.leader_hint());
+            return;
+        }
+        // Until then raft would drop the request without a word, and our rows may lack what was acknowledged.
+        let is_caught_up =
+            self.shared.leading.load(Ordering::Acquire) && self.node.raft.commit_to_current_term();
+        if is_caught_up && self.reads.wants_round() {
+            self.shared.metrics.read_rounds.increment(1);
+            let context = self.reads.begin();
+            if wire::planted::is_on("lease_read") {
+                self.reads.confirm(&context);
+                return;
+            }
+            self.node.read_index(context);
+        }
     }
 
     // Proposals.
 
     /// Proposes waiting commands as one message: they share an append.
     fn propose_waiting(&mut self) {
-        if self.node.raft.state != StateRole::Leader {
-            let hint = Some(self.node.raft.leader_id).filter(|leader| *leader != 0);
+        if !self.is_leader() {
+            let hint = self.leader_hint();
             for proposal in self.waiting.drain(..) {
                 proposal.reply.send(Err(ProposeError::NotLeader { hint }));
             }
@@ -221,30 +526,28 @@ impl<R: Send + 'static> Driver<R> {
     // Ready.
 
     fn perform_all(&mut self) {
-        while self.outbox.is_empty() && self.node.has_ready() {
+        while self.node.has_ready() {
             let ready = self.node.ready();
             self.perform(ready);
         }
-        self.publish();
     }
 
     fn perform(&mut self, mut ready: Ready) {
-        assert!(ready.snapshot().is_empty(), "a sole voter is sent no snapshot");
-        assert!(ready.messages().is_empty(), "a sole voter has no peers to write to");
-        assert!(ready.persisted_messages().is_empty(), "a sole voter has no peers to write to");
-        assert!(ready.read_states().is_empty(), "reads do not go through raft under a sole voter");
-        if let Some(soft) = ready.ss() {
-            let term = if soft.raft_state == StateRole::Leader { self.node.raft.term } else { 0 };
-            self.note_leader(soft.leader_id, term);
+        assert!(ready.snapshot().is_empty(), "snapshots are installed before raft hears of them");
+        self.send(ready.take_messages());
+        for state in ready.take_read_states() {
+            self.reads.confirm(&state.request_ctx);
         }
         self.commit(ready.take_committed_entries());
         self.persist(&mut ready);
+        self.send(ready.take_persisted_messages());
         let mut light = self.node.advance_append(ready);
-        assert!(light.messages().is_empty(), "a sole voter has no peers to write to");
         if let Some(commit) = light.commit_index() {
             self.node.mut_store().set_commit(commit);
         }
+        self.send(light.take_messages());
         self.commit(light.take_committed_entries());
+        self.after_raft();
     }
 
     fn persist(&mut self, ready: &mut Ready) {
@@ -266,34 +569,44 @@ impl<R: Send + 'static> Driver<R> {
         self.shared.metrics.log_batch_entries.record(count as f64);
     }
 
-    fn note_leader(&self, leader: u64, leader_term: u64) {
-        self.shared.leader_term.store(leader_term, Ordering::Release);
-        self.shared.status.lock().leader = leader;
-        if leader_term == 0 {
-            self.shared.set_phase(Phase::Following);
-        } else {
-            tracing::info!(group = %self.shared.name, term = leader_term, "leading");
-        }
-    }
-
     /// Passes committed entries on, with the replies that wait for them.
     fn commit(&mut self, entries: Vec<Entry>) {
         let Some(last) = entries.last().map(|entry| entry.index) else { return };
         let first = entries[0].index;
+        let term_at = |index: u64| Some(entries[index.checked_sub(first)? as usize].term);
         let mut replies = VecDeque::new();
+        let mut settle = |index: u64, term: u64, reply: Reply<R>| match term_at(index) {
+            Some(found) if found == term => replies.push_back((index, reply)),
+            // Another leader's entry has its place in the log: the command is not applied, ever.
+            Some(_) => reply.send(Err(ProposeError::NotLeader { hint: None })),
+            // A snapshot has swallowed the place.
+            None => reply.send(Err(ProposeError::Unknown)),
+        };
+        while self.orphans.first_key_value().is_some_and(|((index, _), _)| *index <= last) {
+            let ((index, term), (reply, _)) = self.orphans.pop_first().expect("looked at above");
+            settle(index, term, reply);
+        }
         while self.pending.front().is_some_and(|pending| pending.index <= last) {
             let Pending { index, term, reply } = self.pending.pop_front().expect("looked at above");
-            let kept = index.checked_sub(first).is_some_and(|at| entries[at as usize].term == term);
-            if kept {
-                replies.push_back((index, reply));
-            } else {
-                // Another leader's entry took its place in the log: the command is not applied, ever.
-                reply.send(Err(ProposeError::NotLeader { hint: None }));
+            settle(index, term, reply);
+        }
+        let mut changes = Vec::new();
+        for entry in &entries {
+            if entry.get_entry_type() == EntryType::EntryConfChangeV2 {
+                // Raft reads it in the same way, so it was parsed before it was logged.
+                let change = ConfChangeV2::parse_from_bytes(&entry.data).expect("the leader encoded it");
+                self.membership.change(&mut self.node, &change, &entry.context);
+                changes.push((entry.index, self.membership.clone()));
             }
+            self.note_changed(entry);
+        }
+        if !changes.is_empty() {
+            self.adopt_membership();
         }
         self.node.mut_store().handed(last);
-        self.outbox.push_back(Batch { entries, replies });
+        self.outbox.push_back(Batch { entries, replies, changes });
         // Before apply can announce them: whoever waits for leadership then finds the term in the status.
+        self.after_raft();
         self.publish();
         self.hand_over();
     }
@@ -306,14 +619,21 @@ impl<R: Send + 'static> Driver<R> {
                 self.shared.backlogged.store(true, Ordering::Release);
                 if let Some(batch) = self.try_hand_over(batch) {
                     self.outbox.push_front(batch);
-                    return;
+                    break;
                 }
             }
         }
+        let is_long = self.outbox.len() > OUTBOX_LONG;
+        self.node.raft.set_max_committed_size_per_ready(if is_long {
+            0
+        } else {
+            crate::group::READY_BYTES_MAX
+        });
     }
 
     fn try_hand_over(&self, batch: Batch<R>) -> Option<Batch<R>> {
-        match self.apply.try_send(ApplyInput::Batch(batch)) {
+        let apply = self.apply.as_ref().expect("nothing is committed after the end");
+        match apply.try_send(ApplyInput::Batch(batch)) {
             Ok(()) => None,
             Err(TrySendError::Full(ApplyInput::Batch(batch))) => Some(batch),
             Err(_) => unreachable!("the apply thread ends after this one, or aborts the process"),
@@ -329,12 +649,25 @@ impl<R: Send + 'static> Driver<R> {
             self.node.advance_apply_to(applied);
         }
         let checkpoint = self.shared.checkpoint_index.load(Ordering::Acquire);
-        let store = self.node.mut_store();
         if checkpoint != self.checkpoint_seen {
             self.checkpoint_seen = checkpoint;
-            store.compact(checkpoint);
+            let index = self.recyclable(checkpoint);
+            self.node.mut_store().compact(index);
         }
-        store.log_mut().maintain();
+        self.node.mut_store().log_mut().maintain();
+    }
+
+    /// Up to where the log may be forgotten: peers that are behind need some of it.
+    fn recyclable(&self, checkpoint: u64) -> u64 {
+        if self.membership.is_alone(self.node.raft.id) {
+            return checkpoint;
+        }
+        let keep_from = checkpoint.saturating_sub(self.place.log_keep_entries);
+        if !self.is_leader() {
+            return keep_from;
+        }
+        let slowest = self.node.raft.prs().iter().map(|(_, progress)| progress.matched).min();
+        checkpoint.min(slowest.unwrap_or(0).max(keep_from))
     }
 
     fn publish(&self) {
@@ -347,21 +680,27 @@ impl<R: Send + 'static> Driver<R> {
     }
 
     /// Finishes what was taken in, waits for apply's last checkpoint, and leaves a log that says all of it.
-    fn close(mut self) {
-        while !self.outbox.is_empty() || self.has_work() {
-            if let Some(batch) = self.outbox.pop_front() {
-                let _ = self.apply.send(ApplyInput::Batch(batch));
-            } else {
-                self.turn();
-            }
+    fn try_close(&mut self) -> ControlFlow<()> {
+        let Some(stop_by) = self.stop_by else { return ControlFlow::Continue(()) };
+        let is_handing_over = self.transferring.is_some() && self.is_leader() && self.now < stop_by;
+        if is_handing_over || !self.outbox.is_empty() || !self.waiting.is_empty() {
+            return ControlFlow::Continue(());
         }
-        let _ = self.apply.send(ApplyInput::Stop);
-        let applier = self.applier.take().expect("a driver closes once");
-        // A panic over there has aborted the process.
-        let _ = applier.join();
+        if let Some(apply) = &self.apply {
+            // Its inbox is full at worst; it then wakes us.
+            self.shared.backlogged.store(true, Ordering::Release);
+            if apply.try_send(ApplyInput::Stop).is_err() {
+                return ControlFlow::Continue(());
+            }
+            self.apply = None;
+        }
+        if !self.shared.applier_ended.load(Ordering::Acquire) {
+            return ControlFlow::Continue(());
+        }
         self.keep_house();
         self.node.mut_store().close();
         tracing::info!(group = %self.shared.name, "stopped");
+        ControlFlow::Break(())
     }
 }
 

@@ -203,12 +203,43 @@ pub enum ReadError {
     /// The group has stopped.
     #[error("the group has stopped")]
     Stopped,
+    /// No quorum confirmed in time that this replica still leads. Try again.
+    #[error("no quorum confirmed leadership in time")]
+    TimedOut,
     /// The state file failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
+/// A change of membership, or a transfer of leadership, did not take place, or it is not known whether it did.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// This replica does not lead; nothing changed.
+    #[error("this replica is not the leader")]
+    NotLeader {
+        /// The raft id of the leader, where known.
+        hint: Option<u64>,
+    },
+    /// It would do harm, or makes no sense; nothing changed. Says what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// Leadership was lost on the way, or time ran out: look at the members to see what became of it.
+    #[error("the outcome of the change is unknown")]
+    Unknown,
+}
+
 /// A row key in hexadecimal: row keys are bytes and may hold anything.
 fn hex_of(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Most replicas hold other rows than this one.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "its rows at entry {index} differ from those of most replicas: remove this replica from its group, delete its \
+     directory, and let it rejoin under a new raft id"
+)]
+pub(crate) struct StateMismatch {
+    /// Where they were compared.
+    pub(crate) index: u64,
 }

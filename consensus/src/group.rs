@@ -11,27 +11,36 @@
 //!
 //! Not here: threads' work (see `driver`, `apply`).
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
+use platform::actor;
 use platform::disk::{Directory, DiskIo};
 use raft::RawNode;
 use raft::eraftpb::HardState;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
+use wire::group::{GroupInfo, Member, MembershipChange};
+use wire::host::HostPort;
+use wire::status::{Failure, Status};
 
-use crate::apply::{Applier, Pace};
-use crate::driver::{APPLY_INBOX, Driver, Room};
-use crate::error::{OpenError, ProposeError, ReadError, StoreError};
+use crate::apply::{Applier, ApplyInput, Pace};
+use crate::driver::{APPLY_INBOX, Driver, Place, Room};
+use crate::error::{ChangeError, OpenError, ProposeError, ReadError, StoreError};
 use crate::log::{Identity, Log, LogConfig, SegmentedLog};
 use crate::logger::raft_logger;
 use crate::machine::StateMachine;
+use crate::members::Membership;
+use crate::packet::decode;
+use crate::peer::{PeerEndpoint, PeerTransport, SnapshotStream};
 use crate::replica::{Replica, io_error};
-use crate::shared::{Input, Phase, Proposal, Reply, Shared, Ticket};
+use crate::shared::{ChangeReply, Input, Phase, Proposal, Reply, Shared, Ticket};
 use crate::space::{RESERVE, Reserve};
 use crate::state::{Progress, STATE, StateConfig, StateFile};
 use crate::storage::LogStore;
@@ -47,23 +56,29 @@ const BATCH_BYTES_MAX: u64 = 4 << 20;
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 
 /// Committed entries in one Ready, in bytes: what a replay holds in memory at once.
-const READY_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const READY_BYTES_MAX: u64 = 4 << 20;
 
 /// Proposed and not committed, in bytes; raft drops proposals beyond it.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 
-/// Ticks of 100 ms: an election after at least 1 s, a heartbeat every tick.
+/// Ticks of 100 ms: an election after 1 to 2 s, a heartbeat every tick.
 const ELECTION_TICKS: usize = 10;
 const HEARTBEAT_TICKS: usize = 1;
+
+/// Messages to one peer on their way at most.
+const INFLIGHT_MAX: usize = 256;
+
+/// How often the apply thread looks whether a checkpoint is due, at most and at least.
+const APPLY_TICKS: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(1);
 
 /// A segment holds its header and some commands, and its offsets are 32-bit.
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 16 << 10..=1 << 30;
 
 /// Inputs to the raft thread besides proposals: wake-ups and a stop.
-const INBOX_EXTRA: usize = 64;
+const INBOX_EXTRA: usize = 1024;
 
 /// How a group is opened.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct GroupConfig {
     /// `om` or `scm`: names threads, metrics and log lines.
     pub name: String,
@@ -90,6 +105,36 @@ pub struct GroupConfig {
     /// Space kept in a file for commands that free space, once nothing else is left. At least as much as
     /// `cache_bytes` is wise, as that much may be unwritten. Default 32 MiB.
     pub reserve_bytes: u64,
+    /// This replica's life: drawn when its directory is made, the same at every start.
+    pub incarnation: Uuid,
+    /// This replica as others see it. If absent, that of `voters` with its raft id; else nobody can reach it.
+    pub member: Option<Member>,
+    /// The first voters of a group whose directories are fresh, this replica among them. None: it is the only one.
+    pub voters: Vec<Member>,
+    /// A fresh directory waits to be added to a group that exists.
+    pub join: bool,
+    /// The way to peers. None: there are none.
+    pub transport: Option<Arc<dyn PeerTransport>>,
+    /// How often time is told: a heartbeat every tick, an election after ten to twenty. Zero: by [`Group::tick`] alone.
+    /// Default 100 ms.
+    pub tick: Duration,
+    /// Every so many entries replicas compare their state. The same everywhere. Default 10,000.
+    pub state_hash_entries: u64,
+    /// Entries that stay in the log for peers that are behind. Default 100,000.
+    pub log_keep_entries: u64,
+}
+
+impl std::fmt::Debug for GroupConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupConfig")
+            .field("name", &self.name)
+            .field("disk", &self.disk)
+            .field("cluster_id", &self.cluster_id)
+            .field("raft_id", &self.raft_id)
+            .field("voters", &self.voters)
+            .field("join", &self.join)
+            .finish_non_exhaustive()
+    }
 }
 
 impl GroupConfig {
@@ -108,6 +153,14 @@ impl GroupConfig {
             checkpoint_rows: 16_384,
             disk_free_min_bytes: 64 << 20,
             reserve_bytes: 32 << 20,
+            incarnation: Uuid::nil(),
+            member: None,
+            voters: Vec::new(),
+            join: false,
+            transport: None,
+            tick: Duration::from_millis(100),
+            state_hash_entries: 10_000,
+            log_keep_entries: 100_000,
         }
     }
 
@@ -122,12 +175,51 @@ impl GroupConfig {
         if self.proposals_max == 0 || self.command_bytes_max == 0 {
             return refuse("no command could ever be proposed");
         }
+        if self.state_hash_entries == 0 {
+            return refuse("state hashes are compared every entry or less often");
+        }
+        let mut ids: Vec<u64> = self.voters.iter().map(|voter| voter.raft_id).collect();
+        ids.sort_unstable();
+        if ids.contains(&0) || ids.windows(2).any(|pair| pair[0] == pair[1]) {
+            return refuse("each of the first voters needs a raft id of its own, never 0");
+        }
+        if self.join && !ids.is_empty() {
+            return refuse("a replica that joins a group is none of its first voters");
+        }
+        if !self.join && !ids.is_empty() && !ids.contains(&self.raft_id) {
+            return refuse("this replica is not among the first voters: let it join");
+        }
+        if let Some(mine) = self.voters.iter().find(|voter| voter.raft_id == self.raft_id)
+            && mine.incarnation != self.incarnation
+        {
+            return refuse("the first voters name another incarnation for this replica");
+        }
         Ok(())
     }
 
     /// Where the files are, for messages.
     fn dir(&self) -> PathBuf {
         PathBuf::from(self.disk.name())
+    }
+
+    /// This replica as others see it.
+    fn me(&self) -> Member {
+        let listed = || self.voters.iter().find(|voter| voter.raft_id == self.raft_id).cloned();
+        self.member.clone().or_else(listed).unwrap_or_else(|| Member {
+            raft_id: self.raft_id,
+            incarnation: self.incarnation,
+            node: String::new(),
+            address: HostPort::new("localhost:0").expect("this is host:port"),
+        })
+    }
+
+    /// Who votes when the directory is made.
+    fn first_voters(&self) -> Vec<Member> {
+        match (self.join, self.voters.is_empty()) {
+            (true, _) => Vec::new(),
+            (false, true) => vec![self.me()],
+            (false, false) => self.voters.clone(),
+        }
     }
 
     fn identity(&self) -> Identity {
@@ -186,6 +278,17 @@ pub struct GroupStatus {
     pub state_hash: u128,
 }
 
+/// Who leads, as this replica knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leadership {
+    /// The current term.
+    pub term: u64,
+    /// This replica leads and has applied an entry of its term.
+    pub is_leading: bool,
+    /// The leader's raft id, if known.
+    pub leader: Option<u64>,
+}
+
 /// A handle to a replicated group. Clones share it; the group stops when the last is gone.
 pub struct Group<M: StateMachine> {
     handle: Arc<Handle<M::Reply>>,
@@ -193,9 +296,12 @@ pub struct Group<M: StateMachine> {
 
 struct Handle<R> {
     shared: Arc<Shared>,
-    inbox: SyncSender<Input<R>>,
+    inbox: mpsc::Sender<Input<R>>,
     proposals_max: usize,
     command_bytes_max: usize,
+    raft_id: u64,
+    incarnation: Uuid,
+    cluster_id: Uuid,
 }
 
 impl<M: StateMachine> Clone for Group<M> {
@@ -206,8 +312,9 @@ impl<M: StateMachine> Clone for Group<M> {
 
 impl<R> Drop for Handle<R> {
     fn drop(&mut self) {
-        // The threads finish by themselves. A full inbox drains, so this waits for a moment at most.
-        let _ = self.inbox.send(Input::Stop);
+        // The threads finish by themselves. A full inbox is looked at soon, and the wish with it.
+        self.shared.stop_wanted.store(true, Ordering::Release);
+        let _ = self.inbox.try_send(Input::Stop);
     }
 }
 
@@ -276,26 +383,27 @@ impl<M: StateMachine> Group<M> {
         match handle.inbox.try_send(Input::Propose(Proposal { command, priority, reply })) {
             Ok(()) => outcome.await.unwrap_or(Err(ProposeError::Unknown)),
             Err(TrySendError::Full(_)) => Err(ProposeError::Overloaded),
-            Err(TrySendError::Disconnected(_)) => Err(ProposeError::Unknown),
+            Err(TrySendError::Closed(_)) => Err(ProposeError::Unknown),
         }
     }
 
-    /// A linearizable view: it holds every command acknowledged before the call.
+    /// A linearizable view: it holds every command acknowledged before the call. With peers a quorum confirms that this
+    /// replica still leads.
     ///
     /// # Errors
-    /// If this replica does not lead or has stopped.
+    /// If this replica does not lead or has stopped, or if no quorum answers in time.
     pub async fn read(&self) -> Result<Arc<ReadView>, ReadError> {
         let shared = &self.handle.shared;
-        // Under a sole voter leadership cannot be lost to anybody; what was acknowledged is applied here. With peers
-        // a quorum is asked at this point.
-        if !shared.leading.load(Ordering::Acquire) {
-            return Err(match *shared.phase.borrow() {
-                Phase::Stopped => ReadError::Stopped,
-                _ => ReadError::NotLeader {
-                    hint: Some(shared.status.lock().leader).filter(|leader| *leader != 0),
-                },
-            });
+        if *shared.phase.borrow() == Phase::Stopped {
+            return Err(ReadError::Stopped);
         }
+        // Nobody else could have taken leadership from a sole voter; what was acknowledged is applied here.
+        if shared.alone.load(Ordering::Acquire) && shared.leading.load(Ordering::Acquire) {
+            return shared.newest_view();
+        }
+        let (reply, outcome) = oneshot::channel();
+        self.handle.inbox.send(Input::Read(reply)).await.map_err(|_| ReadError::Stopped)?;
+        outcome.await.unwrap_or(Err(ReadError::Stopped))?;
         shared.newest_view()
     }
 
@@ -326,15 +434,110 @@ impl<M: StateMachine> Group<M> {
         }
     }
 
-    /// Finishes what is under way, makes a durable checkpoint and closes; the directory can be opened again when it
-    /// returns. Proposals after it answer [`ProposeError::Unknown`].
-    pub async fn shutdown(&self) {
-        // A full inbox: the driver drains it without our help, so trying again is enough.
-        while let Err(TrySendError::Full(_)) = self.handle.inbox.try_send(Input::Stop) {
-            tokio::task::yield_now().await;
+    /// Follows who leads. It ends, with an error, when the group stops.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.handle.shared.follow_leadership()
+    }
+
+    /// A member, for turning a hint into an address.
+    pub fn member(&self, raft_id: u64) -> Option<Member> {
+        self.handle.shared.membership.lock().members.get(&raft_id).cloned()
+    }
+
+    /// The group as this replica sees it.
+    pub fn info(&self) -> GroupInfo {
+        let status = self.status();
+        GroupInfo {
+            group: self.handle.shared.name.clone(),
+            raft_id: self.handle.raft_id,
+            term: status.term,
+            leader: Some(status.leader).filter(|leader| *leader != 0),
+            commit_index: status.commit_index,
+            applied_index: status.applied_index,
+            log_first_index: status.log_first_index,
+            log_last_index: status.log_last_index,
+            state_hash: format!("{:032x}", status.state_hash),
+            members: self.handle.shared.member_infos.lock().clone(),
         }
+    }
+
+    /// Whether this replica was a member once and is none any more. Its directory is of no further use.
+    pub fn is_removed(&self) -> bool {
+        self.handle.shared.membership.lock().former.contains(&self.handle.raft_id)
+    }
+
+    /// Changes the membership; returns when the change is committed and no other quorum counts.
+    ///
+    /// # Errors
+    /// Why nothing changed, or that the outcome is unknown.
+    pub async fn change_membership(&self, change: MembershipChange) -> Result<(), ChangeError> {
+        self.ask_for(|reply| Input::Change(change, reply)).await
+    }
+
+    /// Hands leadership to a voter; returns when it leads.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn transfer_leadership(&self, raft_id: u64) -> Result<(), ChangeError> {
+        self.ask_for(|reply| Input::Transfer(raft_id, reply)).await
+    }
+
+    async fn ask_for(&self, input: impl FnOnce(ChangeReply) -> Input<M::Reply>) -> Result<(), ChangeError> {
+        let (reply, outcome) = oneshot::channel();
+        let refused = || ChangeError::Refused("the group has stopped".to_owned());
+        self.handle.inbox.send(input(reply)).await.map_err(|_| refused())?;
+        outcome.await.unwrap_or(Err(ChangeError::Unknown))
+    }
+
+    /// Lets a tick pass, where [`GroupConfig::tick`] is zero. True if the replica noticed.
+    pub fn tick(&self) -> bool {
+        self.handle.inbox.try_send(Input::Tick).is_ok()
+    }
+
+    /// Hands leadership over if somebody takes it, finishes what is under way, makes a durable checkpoint and closes; the
+    /// directory can be opened again when it returns. Proposals after it answer [`ProposeError::Unknown`].
+    pub async fn shutdown(&self) {
         let mut phase = self.handle.shared.phase.subscribe();
+        // An error says that the threads are gone.
+        let _ = self.handle.inbox.send(Input::Stop).await;
         let _ = phase.wait_for(|phase| *phase == Phase::Stopped).await;
+    }
+}
+
+#[async_trait]
+impl<M: StateMachine> PeerEndpoint for Group<M> {
+    fn group(&self) -> &str {
+        &self.handle.shared.name
+    }
+
+    async fn receive(&self, batch: Bytes) -> Result<(), Failure> {
+        let handle = &self.handle;
+        let membership = Arc::clone(&handle.shared.membership.lock());
+        let decoded = decode(&batch, |head| {
+            if head.group != handle.shared.name {
+                return Err("it is for another group");
+            }
+            if head.cluster_id != handle.cluster_id {
+                return Err("it is from another cluster");
+            }
+            if head.to_raft_id != handle.raft_id || head.to_incarnation != handle.incarnation {
+                return Err("it is for another replica, or another life of this one");
+            }
+            membership.admits(head.from.raft_id, head.from.incarnation)
+        });
+        let packet = decoded.map_err(|why| {
+            handle.shared.metrics.packets_refused.increment(1);
+            Failure::new(Status::Invalid, format!("a batch of messages is refused: {why}"))
+        })?;
+        match handle.inbox.try_send(Input::Packet(Box::new(packet))) {
+            Ok(()) => Ok(()),
+            // Raft sends anew what still matters.
+            Err(_) => Err(Failure::new(Status::Retry, "this replica is busy or stopping")),
+        }
+    }
+
+    async fn receive_snapshot(&self, _head: Bytes, _body: SnapshotStream) -> Result<(), Failure> {
+        Err(Failure::new(Status::Invalid, "this version installs no snapshots"))
     }
 }
 
@@ -367,6 +570,7 @@ fn state_config<'a, M: StateMachine>(config: &'a GroupConfig, reserve: &Arc<Rese
         cache_bytes: config.cache_bytes,
         tables: M::TABLES,
         reserve: Arc::clone(reserve),
+        voters: config.first_voters(),
     }
 }
 
@@ -381,9 +585,9 @@ fn log_config(config: &GroupConfig) -> LogConfig {
 
 /// Checks that the log continues the state.
 fn check_fit(replica: &Replica, log: &dyn Log, progress: &Progress) -> Result<(), OpenError> {
-    let Progress { applied_index, applied_term, installed, ref conf_state, .. } = *progress;
-    if installed || conf_state.voters.len() != 1 {
-        let what = "it is a replica of several, which this program cannot run yet".to_owned();
+    let Progress { applied_index, applied_term, installed, .. } = *progress;
+    if installed {
+        let what = "it came from a snapshot, which this program cannot take over yet".to_owned();
         return Err(replica.damaged(STATE, what));
     }
     if log.first_index() > applied_index + 1 {
@@ -414,30 +618,49 @@ fn start<M: StateMachine>(
     drop(view);
 
     let status = status_at_start(&log, &progress);
-    let shared = Arc::new(Shared::new(&config.name, M::TABLES, Arc::clone(state.database()), status));
+    let me = config.me();
+    let mut membership = Membership::new(progress.conf_state.clone(), &progress.members, &progress.former);
+    if membership.members.is_empty() && membership.is_alone(config.raft_id) {
+        // A state from before members were kept.
+        membership.members.insert(config.raft_id, me.clone());
+    }
+    let alone = membership.is_alone(config.raft_id);
+    let database = Arc::clone(state.database());
+    let shared = Arc::new(Shared::new(&config.name, config.raft_id, M::TABLES, database, status, membership));
+    shared.alone.store(alone, Ordering::Release);
     let node = make_node(&config, log, &progress)?;
-    let (raft_sender, raft_inbox) = sync_channel(config.proposals_max + INBOX_EXTRA);
-    let (apply_sender, apply_inbox) = sync_channel(APPLY_INBOX);
+    let (raft_sender, raft_inbox) = mpsc::channel(config.proposals_max + INBOX_EXTRA);
+    let (apply_sender, apply_inbox) = mpsc::channel(APPLY_INBOX);
     let applier = Applier {
         machine,
         state,
         progress,
-        inbox: apply_inbox,
-        raft: raft_sender.clone(),
+        raft: raft_sender.downgrade(),
         shared: Arc::clone(&shared),
         pace: Pace::new(config.checkpoint_interval, config.checkpoint_rows),
+        mark_entries: config.state_hash_entries,
+        changes: std::collections::VecDeque::new(),
     };
-    let applier = spawn(&config, "apply", move || applier.run())?;
+    let apply_tick = (config.checkpoint_interval / 4).clamp(*APPLY_TICKS.start(), *APPLY_TICKS.end());
+    actor::ticks(apply_sender.downgrade(), apply_tick, || ApplyInput::Tick);
+    start_applier(&config, applier, apply_inbox, raft_sender.downgrade())?;
+
     let room =
         Room::new(reserve, config.disk_free_min_bytes, config.log_segment_bytes, config.batch_bytes_max());
-    let driver = Driver::new(node, raft_inbox, apply_sender, applier, Arc::clone(&shared), room);
-    let stopping = Arc::clone(&shared);
-    spawn(&config, "raft", move || {
-        driver.run();
-        // Only now may another process have the directory, and only now does a shutdown return.
-        drop(replica);
-        stopping.set_phase(Phase::Stopped);
-    })?;
+    let place = Place {
+        me,
+        cluster_id: config.cluster_id,
+        transport: config.transport.clone(),
+        election_ticks: ELECTION_TICKS,
+        log_keep_entries: config.log_keep_entries,
+    };
+    let driver = Driver::new(node, apply_sender, Arc::clone(&shared), room, place);
+    if !config.tick.is_zero() {
+        actor::ticks(raft_sender.downgrade(), config.tick, || Input::Tick);
+    }
+    start_driver(&config, driver, raft_inbox, replica)?;
+    // It begins when it is called, and it is called when there is something in its inbox.
+    let _ = raft_sender.try_send(Input::Wake);
     tracing::info!(
         group = %config.name,
         checkpoint_index = status.checkpoint_index,
@@ -449,8 +672,67 @@ fn start<M: StateMachine>(
         inbox: raft_sender,
         proposals_max: config.proposals_max,
         command_bytes_max: config.command_bytes_max(),
+        raft_id: config.raft_id,
+        incarnation: config.me().incarnation,
+        cluster_id: config.cluster_id,
     };
     Ok(Group { handle: Arc::new(handle) })
+}
+
+fn start_driver<R: Send + 'static>(
+    config: &GroupConfig,
+    driver: Driver<R>,
+    inbox: mpsc::Receiver<Input<R>>,
+    replica: Replica,
+) -> Result<(), OpenError> {
+    let shared = driver.shared();
+    let mut running = Some((driver, replica));
+    let mut begun = false;
+    let step = move |inputs: &mut Vec<Input<R>>| {
+        let Some((driver, _)) = &mut running else { return ControlFlow::Break(()) };
+        if !std::mem::replace(&mut begun, true) {
+            driver.begin();
+        }
+        let flow = driver.step(inputs);
+        if flow.is_break() {
+            // Only then may another process have the directory, and only then does a shutdown return.
+            running = None;
+            shared.note_stopped();
+        }
+        flow
+    };
+    actor::start(&format!("{}-raft", config.name), inbox, step).map_err(no_thread(config))?;
+    Ok(())
+}
+
+fn start_applier<M: StateMachine>(
+    config: &GroupConfig,
+    applier: Applier<M>,
+    inbox: mpsc::Receiver<ApplyInput<M::Reply>>,
+    raft: mpsc::WeakSender<Input<M::Reply>>,
+) -> Result<(), OpenError> {
+    let shared = Arc::clone(&applier.shared);
+    let mut running = Some(applier);
+    let step = move |inputs: &mut Vec<ApplyInput<M::Reply>>| {
+        let Some(applier) = &mut running else { return ControlFlow::Break(()) };
+        let flow = applier.step(inputs);
+        if flow.is_break() {
+            // The state file is closed before the raft thread hears of it. A full inbox wakes it as well.
+            running = None;
+            shared.applier_ended.store(true, Ordering::Release);
+            if let Some(raft) = raft.upgrade() {
+                let _ = raft.try_send(Input::Wake);
+            }
+        }
+        flow
+    };
+    actor::start(&format!("{}-apply", config.name), inbox, step).map_err(no_thread(config))?;
+    Ok(())
+}
+
+fn no_thread(config: &GroupConfig) -> impl FnOnce(std::io::Error) -> OpenError {
+    let path = config.dir();
+    move |source| OpenError::Io { action: "start a thread for", path, source }
 }
 
 fn status_at_start(log: &dyn Log, progress: &Progress) -> GroupStatus {
@@ -480,7 +762,7 @@ fn make_node(
         check_quorum: true,
         pre_vote: true,
         max_size_per_msg: MESSAGE_BYTES_MAX,
-        max_inflight_msgs: 256,
+        max_inflight_msgs: INFLIGHT_MAX,
         max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
         max_committed_size_per_ready: READY_BYTES_MAX,
         ..raft::Config::default()
@@ -491,15 +773,4 @@ fn make_node(
     let hard_state = HardState { commit, ..found.clone() };
     let store = LogStore::new(&config.name, Box::new(log), hard_state, progress.conf_state.clone());
     RawNode::new(&raft_config, store, &raft_logger()).map_err(|error| OpenError::Config(error.to_string()))
-}
-
-fn spawn(
-    config: &GroupConfig,
-    role: &str,
-    run: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>, OpenError> {
-    std::thread::Builder::new()
-        .name(format!("{}-{role}", config.name))
-        .spawn(run)
-        .map_err(|source| OpenError::Io { action: "start a thread for", path: config.dir(), source })
 }

@@ -28,6 +28,16 @@ pub(crate) struct Metrics {
     pub(crate) proposals_full: Counter,
     /// Commands that failed because they had to read a corrupt row.
     pub(crate) corrupt_rows: Counter,
+    /// Batches from peers that were refused: malformed, or not from a member to this life of this replica.
+    pub(crate) packets_refused: Counter,
+    /// Messages that could not be sent because their receiver's address is unknown.
+    pub(crate) messages_unroutable: Counter,
+    /// Replicas found to hold other rows than this one at the same applied index.
+    pub(crate) state_mismatches: Counter,
+    /// Rounds that asked a quorum for leadership, for reads.
+    pub(crate) read_rounds: Counter,
+    /// Times this replica began to lead.
+    pub(crate) elections_won: Counter,
 }
 
 impl Metrics {
@@ -45,7 +55,12 @@ impl Metrics {
             checkpoint_index: gauge!("consensus_checkpoint_index", "group" => group.clone()),
             proposals_overloaded: counter!("consensus_proposals_overloaded_total", "group" => group.clone()),
             proposals_full: counter!("consensus_proposals_full_total", "group" => group.clone()),
-            corrupt_rows: counter!("consensus_corrupt_rows_total", "group" => group),
+            corrupt_rows: counter!("consensus_corrupt_rows_total", "group" => group.clone()),
+            packets_refused: counter!("consensus_packets_refused_total", "group" => group.clone()),
+            messages_unroutable: counter!("consensus_messages_unroutable_total", "group" => group.clone()),
+            state_mismatches: counter!("consensus_state_mismatches_total", "group" => group.clone()),
+            read_rounds: counter!("consensus_read_rounds_total", "group" => group.clone()),
+            elections_won: counter!("consensus_elections_won_total", "group" => group),
         }
     }
 }

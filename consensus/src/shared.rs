@@ -7,9 +7,14 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
-use crate::error::{ProposeError, ReadError, StoreError};
-use crate::group::{GroupStatus, Priority};
+use wire::group::{MemberInfo, MembershipChange};
+
+use crate::error::{ChangeError, ProposeError, ReadError, StoreError};
+use crate::group::{GroupStatus, Leadership, Priority};
+use crate::members::Membership;
 use crate::metrics::Metrics;
+use crate::packet::{Mark, Packet};
+use crate::reads::ReadReply;
 use crate::state::{StateDb, view_of};
 use crate::store::{ReadView, Table};
 
@@ -27,10 +32,21 @@ pub(crate) enum Phase {
 /// What the raft thread waits for.
 pub(crate) enum Input<R> {
     Propose(Proposal<R>),
+    Read(ReadReply),
+    Packet(Box<Packet>),
+    Change(MembershipChange, ChangeReply),
+    Transfer(u64, ChangeReply),
+    Tick,
     /// Something that the raft thread looks at has changed: apply has room again, or made a checkpoint.
     Wake,
     Stop,
 }
+
+/// The way back to whoever asked for a change.
+pub(crate) type ChangeReply = oneshot::Sender<Result<(), ChangeError>>;
+
+/// State hashes kept to be compared with those of peers, the newest last.
+const MARKS_MAX: usize = 4;
 
 /// A command on its way into the log.
 pub(crate) struct Proposal<R> {
@@ -51,14 +67,27 @@ pub(crate) struct Ticket(Arc<Shared>);
 /// State shared by threads and handles.
 pub(crate) struct Shared {
     pub(crate) name: String,
+    pub(crate) raft_id: u64,
     pub(crate) tables: &'static [Table],
     pub(crate) metrics: Metrics,
     pub(crate) status: Mutex<GroupStatus>,
     pub(crate) phase: watch::Sender<Phase>,
+    /// Gone once the group has stopped, so that followers of leadership hear of it.
+    leadership: Mutex<Option<watch::Sender<Leadership>>>,
+    pub(crate) membership: Mutex<Arc<Membership>>,
+    /// The members as the raft thread last saw them.
+    pub(crate) member_infos: Mutex<Vec<MemberInfo>>,
+    /// This replica's hashes at indices that all replicas mark.
+    marks: Mutex<Vec<Mark>>,
+    /// This replica is the only one there is: nobody else could lead.
+    pub(crate) alone: AtomicBool,
+    pub(crate) stop_wanted: AtomicBool,
+    /// The apply thread has closed the state file.
+    pub(crate) applier_ended: AtomicBool,
     /// Whether the phase is `Leading`, for the path of every read.
     pub(crate) leading: AtomicBool,
     /// The term this replica leads in, 0 if it does not.
-    pub(crate) leader_term: AtomicU64,
+    leader_term: AtomicU64,
     pub(crate) applied_index: AtomicU64,
     pub(crate) checkpoint_index: AtomicU64,
     /// The raft thread waits until apply takes the next batch.
@@ -73,9 +102,25 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(name: &str, tables: &'static [Table], db: Arc<StateDb>, status: GroupStatus) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        raft_id: u64,
+        tables: &'static [Table],
+        db: Arc<StateDb>,
+        status: GroupStatus,
+        membership: Membership,
+    ) -> Self {
+        let leadership = Leadership { term: status.term, is_leading: false, leader: None };
         Shared {
+            leadership: Mutex::new(Some(watch::Sender::new(leadership))),
+            membership: Mutex::new(Arc::new(membership)),
+            member_infos: Mutex::default(),
+            marks: Mutex::default(),
+            alone: AtomicBool::new(false),
+            stop_wanted: AtomicBool::new(false),
+            applier_ended: AtomicBool::new(false),
             name: name.to_owned(),
+            raft_id,
             tables,
             metrics: Metrics::new(name),
             status: Mutex::new(status),
@@ -92,9 +137,63 @@ impl Shared {
         }
     }
 
-    pub(crate) fn set_phase(&self, phase: Phase) {
+    /// The raft thread: who leads now. Whoever leads anew has to apply an entry of its term first.
+    pub(crate) fn note_leader(&self, term: u64, leader: u64, leader_term: u64) {
+        let sender = self.leadership.lock();
+        if self.leader_term.swap(leader_term, Ordering::AcqRel) != leader_term {
+            self.set_phase(Phase::Following);
+        }
+        let is_leading = self.leading.load(Ordering::Acquire);
+        announce(
+            &sender,
+            Leadership { term, is_leading, leader: Some(leader).filter(|leader| *leader != 0) },
+        );
+    }
+
+    /// The apply thread: an entry of this term is applied; true if this replica leads since then.
+    pub(crate) fn note_applied_term(&self, applied_term: u64) -> bool {
+        let sender = self.leadership.lock();
+        let leads = self.leader_term.load(Ordering::Acquire) == applied_term;
+        if !leads || self.leading.load(Ordering::Acquire) {
+            return false;
+        }
+        self.set_phase(Phase::Leading);
+        let leader = Some(self.status.lock().leader);
+        announce(&sender, Leadership { term: applied_term, is_leading: true, leader });
+        true
+    }
+
+    fn set_phase(&self, phase: Phase) {
         self.leading.store(phase == Phase::Leading, Ordering::Release);
         self.phase.send_if_modified(|current| std::mem::replace(current, phase) != phase);
+    }
+
+    /// The threads are gone.
+    pub(crate) fn note_stopped(&self) {
+        self.leadership.lock().take();
+        self.set_phase(Phase::Stopped);
+    }
+
+    pub(crate) fn follow_leadership(&self) -> watch::Receiver<Leadership> {
+        match &*self.leadership.lock() {
+            Some(sender) => sender.subscribe(),
+            None => {
+                let status = *self.status.lock();
+                watch::channel(Leadership { term: status.term, is_leading: false, leader: None }).1
+            }
+        }
+    }
+
+    pub(crate) fn note_mark(&self, mark: Mark) {
+        let mut marks = self.marks.lock();
+        if marks.len() == MARKS_MAX {
+            marks.remove(0);
+        }
+        marks.push(mark);
+    }
+
+    pub(crate) fn marks(&self) -> Vec<Mark> {
+        self.marks.lock().clone()
     }
 
     /// A view of the newest committed batch. One is shared by all readers until the next batch.
@@ -135,6 +234,12 @@ impl Shared {
     }
 }
 
+fn announce(sender: &Option<watch::Sender<Leadership>>, now: Leadership) {
+    if let Some(sender) = sender {
+        sender.send_if_modified(|known| std::mem::replace(known, now) != now);
+    }
+}
+
 impl Ticket {
     /// Takes one of `count_max` places.
     pub(crate) fn take(shared: &Arc<Shared>, count_max: usize) -> Option<Ticket> {
@@ -168,7 +273,7 @@ impl From<ReadError> for StoreError {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Store(error) => error,
-            ReadError::Stopped | ReadError::NotLeader { .. } => {
+            ReadError::Stopped | ReadError::TimedOut | ReadError::NotLeader { .. } => {
                 StoreError::Redb(Box::new(redb::Error::DatabaseClosed))
             }
         }

@@ -15,8 +15,8 @@ use std::sync::Weak;
 
 use tokio::sync::watch;
 
-use crate::interim::Leadership;
 use crate::server::Om;
+use consensus::Leadership;
 
 /// Starts and stops the workers as leadership comes and goes, until told to stop or nobody needs this OM any more.
 pub(crate) async fn follow(

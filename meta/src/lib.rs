@@ -27,7 +27,6 @@ mod config;
 mod credentials;
 mod error;
 pub mod inspect;
-mod interim;
 mod leader;
 mod leases;
 mod lending;

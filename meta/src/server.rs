@@ -17,7 +17,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use client::service::{CallError, OmService, ScmService};
 use consensus::{
-    Group, GroupConfig, GroupStatus, Priority, ProposeError, ReadError, ReadView, StoreError, Table,
+    Group, GroupConfig, GroupStatus, Leadership, Priority, ProposeError, ReadError, ReadView, StoreError,
+    Table,
 };
 use parking_lot::RwLock;
 use platform::task;
@@ -32,7 +33,6 @@ use wire::status::{Failure, Status};
 use crate::command::Command;
 use crate::config::OmConfig;
 use crate::error::{self, OmError};
-use crate::interim::{GroupExt, Leadership};
 use crate::leader;
 use crate::leases::LeaderMemory;
 use crate::metrics::Metrics;

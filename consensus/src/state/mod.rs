@@ -65,6 +65,8 @@ pub(crate) struct Progress {
     pub(crate) applied_term: u64,
     pub(crate) state_hash: u128,
     pub(crate) conf_state: ConfState,
+    /// Raft ids that were members once and never will be again, oldest first.
+    pub(crate) former: Vec<u64>,
     /// The rows came from a snapshot and the log may not have caught up with them.
     pub(crate) installed: bool,
     /// Who the voters and learners are, by raft id.
@@ -85,6 +87,8 @@ struct ProgressRow {
     installed: bool,
     #[serde(default)]
     members: Vec<Member>,
+    #[serde(default)]
+    former: Vec<u64>,
 }
 
 /// Whose rows these are. Append fields with `#[serde(default)]`, never reorder.
@@ -140,6 +144,8 @@ pub(crate) struct StateConfig<'a> {
     pub(crate) cache_bytes: usize,
     pub(crate) tables: &'static [Table],
     pub(crate) reserve: Arc<Reserve>,
+    /// The first voters of a state that is made; none if it waits to be added to a group.
+    pub(crate) voters: Vec<Member>,
 }
 
 impl StateConfig<'_> {
@@ -154,11 +160,12 @@ impl StateConfig<'_> {
 }
 
 impl StateFile {
-    /// Makes an empty state with the sole voter `identity.raft_id`. Durable when it returns.
+    /// Makes an empty state with its first voters. Durable when it returns.
     pub(crate) fn create(config: &StateConfig<'_>) -> Result<StateFile, OpenError> {
         let state = StateFile { db: open_database(config, STATE, OpenMode::Fresh)?, tables: config.tables };
-        let conf_state = ConfState { voters: vec![config.identity.raft_id], ..ConfState::default() };
-        let progress = Progress { conf_state, ..Progress::default() };
+        let voters = config.voters.iter().map(|member| member.raft_id).collect();
+        let conf_state = ConfState { voters, ..ConfState::default() };
+        let progress = Progress { conf_state, members: config.voters.clone(), ..Progress::default() };
         let outcome = state.write_durably(|txn| {
             put_row(txn, IDENTITY, &identity_row(config))?;
             put_progress(txn, &progress)
@@ -277,6 +284,7 @@ pub(crate) fn put_progress(txn: &WriteTransaction, progress: &Progress) -> Resul
         auto_leave: conf_state.auto_leave,
         installed: progress.installed,
         members: progress.members.clone(),
+        former: progress.former.clone(),
     };
     put_row(txn, PROGRESS, &row)
 }
@@ -299,6 +307,7 @@ fn progress_of(row: ProgressRow) -> Progress {
         applied_term: row.applied_term,
         state_hash: u128::from(row.state_hash.0) << 64 | u128::from(row.state_hash.1),
         conf_state,
+        former: row.former,
         installed: row.installed,
         members: row.members,
     }
@@ -373,6 +382,11 @@ mod tests {
     const TABLES: &[Table] = &[FRUIT];
     const MORE_TABLES: &[Table] = &[FRUIT, Table::new(1, "colour")];
 
+    fn member() -> Member {
+        let address = wire::host::HostPort::new("om1:9002").unwrap();
+        Member { raft_id: 1, incarnation: uuid::Uuid::from_u128(6), node: "om1".to_owned(), address }
+    }
+
     fn config(disk: &SimulatedDisk, tables: &'static [Table]) -> StateConfig<'static> {
         let disk: Arc<dyn DiskIo> = Arc::new(disk.clone());
         StateConfig {
@@ -382,6 +396,7 @@ mod tests {
             cache_bytes: 1 << 20,
             tables,
             reserve: Arc::new(Reserve::open(&disk, 1 << 20).unwrap()),
+            voters: vec![member()],
         }
     }
 
@@ -472,15 +487,25 @@ mod tests {
             learners_next: vec![],
             auto_leave: false,
             installed: false,
-            members: vec![],
+            members: vec![member()],
+            former: vec![7],
         };
         let bytes = rmp_serde::to_vec(&row).unwrap();
         let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(text, "9acd012c029201cfffffffffffffffff9101909090c2c290");
-        // What was written before there were members still decodes.
-        let older = [&[0x99], &bytes[1..bytes.len() - 1]].concat();
-        let back: ProgressRow = rmp_serde::from_slice(&older).unwrap();
+        assert_eq!(
+            text,
+            "9bcd012c029201cfffffffffffffffff9101909090c2c2919401c41000000000000000000000000000000006a36f6d31\
+             a86f6d313a393030329107"
+        );
+        let back: ProgressRow = rmp_serde::from_slice(&bytes).unwrap();
         assert_eq!((back.applied_index, back.state_hash), (300, (1, u64::MAX)));
+        // Rows from before members were kept.
+        let old = [
+            0x99, 0xcd, 1, 0x2c, 2, 0x92, 1, 0xcf, 255, 255, 255, 255, 255, 255, 255, 255, 0x91, 1, 0x90,
+            0x90, 0x90, 0xc2, 0xc2,
+        ];
+        let back: ProgressRow = rmp_serde::from_slice(&old).unwrap();
+        assert!(back.voters == [1] && back.members.is_empty() && back.former.is_empty());
     }
 
     #[test]

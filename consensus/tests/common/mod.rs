@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub(crate) mod net;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;

@@ -34,6 +34,7 @@ pub(crate) fn propose_failure(error: ProposeError) -> Failure {
 pub(crate) fn read_failure(error: ReadError) -> Failure {
     match error {
         ReadError::NotLeader { .. } => Failure::new(Status::NotLeader, format!("scm: {error}")),
+        ReadError::TimedOut => Failure::new(Status::Retry, format!("scm: {error}")),
         ReadError::Stopped => Failure::new(Status::Retry, "scm is stopping"),
         ReadError::Store(error) => store_failure(&error),
     }

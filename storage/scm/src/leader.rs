@@ -30,7 +30,6 @@ use crate::command::{self, Command};
 use crate::config::TOKEN_KEY_PUBLISH_MS;
 use crate::error::store_failure;
 use crate::fleet::Fleet;
-use crate::interim::Leadership;
 use crate::metrics;
 use crate::orders::{Voice, note_orders};
 use crate::prepare::{Scene, datanodes};
@@ -41,6 +40,7 @@ use crate::schema::{
 };
 use crate::server::Scm;
 use crate::state::{Reply, live_keys};
+use consensus::Leadership;
 
 /// Containers looked at in one tick at most: about 10 ms of work.
 const PASS_STEP: usize = 4096;

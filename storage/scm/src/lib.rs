@@ -20,7 +20,6 @@ mod command;
 mod config;
 mod error;
 mod fleet;
-mod interim;
 mod leader;
 mod metrics;
 #[cfg(test)]

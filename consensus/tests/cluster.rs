@@ -1,0 +1,266 @@
+//! Groups of several voters: elections, replication, failover, what proposers and readers are told.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use bytes::Bytes;
+use common::net::{Net, member};
+use common::{REGISTER, Registers};
+use consensus::{ChangeError, Group, PeerEndpoint, ProposeError, ReadError, Rows};
+use wire::group::{MemberRole, MembershipChange};
+
+async fn set(net: &Net, group: &Group<Registers>, name: &str, value: &str) -> Result<String, ProposeError> {
+    net.during(group.propose(Bytes::from(format!("set {name} {value}")))).await
+}
+
+async fn get(net: &Net, group: &Group<Registers>, name: &str) -> Result<Option<String>, ReadError> {
+    let view = net.during(group.read()).await?;
+    Ok(view.get(REGISTER, name.as_bytes()).unwrap().map(|bytes| String::from_utf8(bytes).unwrap()))
+}
+
+fn id(group: &Group<Registers>) -> u64 {
+    group.info().raft_id
+}
+
+fn others(all: &[u64], one: u64) -> Vec<u64> {
+    all.iter().copied().filter(|other| *other != one).collect()
+}
+
+#[tokio::test]
+async fn three_voters_elect_replicate_and_fail_over() {
+    let mut net = Net::new(3);
+    let leader = net.leader().await;
+    for count in 0..20 {
+        set(&net, &leader, &format!("r{count}"), "first").await.unwrap();
+    }
+    assert_eq!(get(&net, &leader, "r7").await.unwrap().as_deref(), Some("first"));
+    net.agree(&[1, 2, 3]).await;
+
+    let lost = id(&leader);
+    drop(leader);
+    net.isolate(lost);
+    let rest = others(&[1, 2, 3], lost);
+    let leader = net.leader_among(&rest).await;
+    set(&net, &leader, "after", "failover").await.unwrap();
+    assert_eq!(get(&net, &leader, "r19").await.unwrap().as_deref(), Some("first"));
+    net.heal();
+    net.agree(&[1, 2, 3]).await;
+
+    drop(leader);
+    for raft_id in [1, 2, 3] {
+        net.stop(raft_id).await;
+        net.start(raft_id);
+        let leader = net.leader().await;
+        set(&net, &leader, "restarted", &raft_id.to_string()).await.unwrap();
+    }
+    net.agree(&[1, 2, 3]).await;
+}
+
+#[tokio::test]
+async fn followers_take_no_commands_and_say_who_leads() {
+    let net = Net::new(3);
+    let leader = id(&net.leader().await);
+    net.ticks(2).await;
+    for follower in others(&[1, 2, 3], leader) {
+        let group = net.group(follower);
+        let refused = set(&net, &group, "a", "b").await;
+        assert!(
+            matches!(refused, Err(ProposeError::NotLeader { hint: Some(hint) }) if hint == leader),
+            "{refused:?}"
+        );
+        let refused = get(&net, &group, "a").await;
+        assert!(
+            matches!(refused, Err(ReadError::NotLeader { hint: Some(hint) }) if hint == leader),
+            "{refused:?}"
+        );
+        assert_eq!(group.member(leader), Some(member(leader)));
+        assert_eq!(
+            *group.leadership().borrow(),
+            consensus::Leadership { term: group.status().term, is_leading: false, leader: Some(leader) }
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_isolated_leader_serves_no_read_and_acknowledges_nothing() {
+    let net = Net::new(3);
+    let old = net.leader().await;
+    set(&net, &old, "a", "old").await.unwrap();
+    let rest = others(&[1, 2, 3], id(&old));
+    net.isolate(id(&old));
+    // Before it knows: nobody answers its question.
+    assert!(old.status().is_leader);
+    let (read, written) = tokio::join!(get(&net, &old, "a"), set(&net, &old, "a", "lost"));
+    assert!(matches!(read, Err(ReadError::NotLeader { .. } | ReadError::TimedOut)), "{read:?}");
+    assert!(matches!(written, Err(ProposeError::Unknown)), "{written:?}");
+    let new = net.leader_among(&rest).await;
+    set(&net, &new, "a", "new").await.unwrap();
+    assert!(get(&net, &old, "a").await.is_err());
+    net.heal();
+    net.agree(&[1, 2, 3]).await;
+    assert_eq!(get(&net, &net.leader().await, "a").await.unwrap().as_deref(), Some("new"));
+}
+
+#[tokio::test]
+async fn an_overwritten_command_is_refused_for_certain() {
+    let net = Net::new(3);
+    let old = net.leader().await;
+    let rest = others(&[1, 2, 3], id(&old));
+    for other in &rest {
+        net.cut(id(&old), *other);
+    }
+    let lost = old.propose(Bytes::from_static(b"set a lost"));
+    tokio::pin!(lost);
+    // It is in the old leader's log and nowhere else.
+    let last = old.status().log_last_index;
+    tokio::select! {
+        biased;
+        outcome = &mut lost => panic!("{outcome:?}"),
+        () = net.until("the append", || (old.status().log_last_index > last).then_some(())) => {}
+    }
+    let new = net.leader_among(&rest).await;
+    net.heal();
+    let outcome = net.during(lost).await;
+    assert!(matches!(outcome, Err(ProposeError::NotLeader { .. } | ProposeError::Unknown)), "{outcome:?}");
+    net.agree(&[1, 2, 3]).await;
+    assert_eq!(get(&net, &new, "a").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn repeated_reordered_and_stale_messages_do_no_harm() {
+    let net = Net::new(3);
+    net.garble();
+    let leader = net.leader().await;
+    for count in 0..30 {
+        set(&net, &leader, &format!("r{count}"), "x").await.unwrap();
+    }
+    let term = leader.status().term;
+    net.repeat_the_past();
+    net.ticks(5).await;
+    assert_eq!(leader.status().term, term);
+    net.agree(&[1, 2, 3]).await;
+}
+
+#[tokio::test]
+async fn a_returning_replica_does_not_disturb() {
+    let net = Net::new(3);
+    let leader = net.leader().await;
+    let away = others(&[1, 2, 3], id(&leader))[0];
+    let term = leader.status().term;
+    net.isolate(away);
+    net.ticks(60).await;
+    assert_eq!(net.group(away).status().term, term, "it asks before it calls an election");
+    net.heal();
+    net.ticks(30).await;
+    assert!(leader.status().is_leader && leader.status().term == term);
+}
+
+#[tokio::test]
+async fn one_way_cuts_leave_one_leader_that_works() {
+    let net = Net::new(3);
+    let deaf = net.leader().await;
+    let rest = others(&[1, 2, 3], id(&deaf));
+    for other in &rest {
+        net.cut(*other, id(&deaf));
+    }
+    // It is heard and hears nobody: it must give up, or nobody else could ever lead.
+    net.until("it to give up", || (!deaf.status().is_leader).then_some(())).await;
+    let leader = net.leader_among(&rest).await;
+    set(&net, &leader, "a", "b").await.unwrap();
+}
+
+#[tokio::test]
+async fn packets_for_others_are_refused() {
+    let net = Net::new(3);
+    net.leader().await;
+    let (_, to, packet) = net.past().pop().unwrap();
+    let wrong = if to == 1 { 2 } else { 1 };
+    assert!(net.group(to).receive(packet.clone()).await.is_ok());
+    assert!(net.group(wrong).receive(packet.clone()).await.is_err());
+    assert!(net.group(to).receive(Bytes::from_static(b"junk")).await.is_err());
+    assert!(net.group(to).receive(packet.slice(..packet.len() - 1)).await.is_err());
+}
+
+#[tokio::test]
+async fn members_join_are_promoted_and_leave() {
+    let mut net = Net::new(1);
+    let leader = net.leader().await;
+    set(&net, &leader, "a", "alone").await.unwrap();
+    for raft_id in [2, 3] {
+        net.start(raft_id);
+        net.during(leader.change_membership(MembershipChange::AddLearner(member(raft_id)))).await.unwrap();
+        net.agree(&[1, raft_id]).await;
+        net.during(leader.change_membership(MembershipChange::Promote { raft_id })).await.unwrap();
+        net.agree(&[1, raft_id]).await;
+    }
+    let info = net.group(3).info();
+    assert_eq!(info.members.len(), 3);
+    assert!(info.members.iter().all(|info| info.role == MemberRole::Voter));
+    assert_eq!(get(&net, &leader, "a").await.unwrap().as_deref(), Some("alone"));
+
+    let again = net.during(leader.change_membership(MembershipChange::AddLearner(member(3)))).await;
+    assert!(matches!(again, Err(ChangeError::Refused(_))), "{again:?}");
+    // The leader goes: the others lead on, and it says that it is gone.
+    let gone = MembershipChange::Remove { raft_id: 1, force: false };
+    net.during(leader.change_membership(gone)).await.unwrap();
+    let next = net.leader_among(&[2, 3]).await;
+    set(&net, &next, "a", "without 1").await.unwrap();
+    net.until("it to notice", || net.group(1).is_removed().then_some(())).await;
+    let term = next.status().term;
+    net.ticks(60).await;
+    assert_eq!(next.status().term, term, "a removed replica disturbs nobody");
+    let back = net.during(next.change_membership(MembershipChange::AddLearner(member(1)))).await;
+    assert!(matches!(back, Err(ChangeError::Refused(_))), "{back:?}");
+
+    // Two are left; without the other one the rest could not write.
+    net.isolate(5 - id(&next));
+    net.ticks(7).await;
+    let last = net
+        .during(next.change_membership(MembershipChange::Remove { raft_id: id(&next), force: false }))
+        .await;
+    assert!(matches!(last, Err(ChangeError::Refused(_))), "{last:?}");
+    net.heal();
+    let next = net.leader_among(&[2, 3]).await;
+    let other = 5 - id(&next);
+    net.during(next.change_membership(MembershipChange::Remove { raft_id: other, force: false }))
+        .await
+        .unwrap();
+    let last = net
+        .during(next.change_membership(MembershipChange::Remove { raft_id: id(&next), force: true }))
+        .await;
+    assert!(matches!(last, Err(ChangeError::Refused(_))), "{last:?}");
+    set(&net, &next, "a", "alone again").await.unwrap();
+}
+
+#[tokio::test]
+async fn leadership_is_handed_over_on_request_and_at_shutdown() {
+    let net = Net::new(3);
+    let leader = net.leader().await;
+    let to = others(&[1, 2, 3], id(&leader))[1];
+    net.during(leader.transfer_leadership(to)).await.unwrap();
+    let next = net.leader().await;
+    assert_eq!(id(&next), to);
+    let term = next.status().term;
+    drop((leader, next));
+    net.stop(to).await;
+    let rest = others(&[1, 2, 3], to);
+    let last = net.leader_among(&rest).await;
+    assert_eq!(last.status().term, term + 1, "nobody waited for a timeout");
+    assert!(net.during(last.transfer_leadership(9)).await.is_err());
+}
+
+#[tokio::test]
+async fn five_voters_bear_two_losses() {
+    let net = Net::new(5);
+    let leader = net.leader().await;
+    set(&net, &leader, "a", "b").await.unwrap();
+    let lost = [id(&leader), others(&[1, 2, 3, 4, 5], id(&leader))[0]];
+    lost.iter().for_each(|lost| net.isolate(*lost));
+    let rest: Vec<u64> = (1..=5).filter(|id| !lost.contains(id)).collect();
+    let leader = net.leader_among(&rest).await;
+    assert_eq!(get(&net, &leader, "a").await.unwrap().as_deref(), Some("b"));
+    set(&net, &leader, "a", "c").await.unwrap();
+    net.heal();
+    net.agree(&[1, 2, 3, 4, 5]).await;
+}

@@ -155,6 +155,54 @@ pub enum OpenError {
     },
 }
 
+/// A snapshot could not be made, sent or taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The stream is not what was sent, or ends early. Nothing of it is kept; it may be sent again.
+    #[error("the snapshot is damaged: {0}")]
+    Damaged(String),
+    /// Another version of the program made it.
+    #[error("the snapshot has format {found}, this program knows {known}")]
+    Format {
+        /// The version found.
+        found: u32,
+        /// The version this program knows.
+        known: u32,
+    },
+    /// It is of another cluster.
+    #[error("the snapshot is of cluster {found}")]
+    Foreign {
+        /// Whose it is.
+        found: uuid::Uuid,
+    },
+    /// It holds tables this program does not know.
+    #[error("the snapshot has tables {found:?}, which this program does not know")]
+    Tables {
+        /// Its tables.
+        found: Vec<String>,
+    },
+    /// Another one is being taken in.
+    #[error("another snapshot is being taken in")]
+    Busy,
+    /// So much was written while it was read that it is given up, and the pages it kept are free again.
+    #[error("the state file grew from {before} to {length} bytes while a snapshot was read")]
+    Outgrown {
+        /// Bytes at its begin.
+        before: u64,
+        /// Bytes now.
+        length: u64,
+    },
+    /// The rows do not give the hash that was kept beside them: this database is bad and must not spread.
+    #[error("the rows of this replica do not fit their hash: let it rejoin under a new raft id")]
+    Unsound,
+    /// A row cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The new file cannot be made or put in its place.
+    #[error(transparent)]
+    File(#[from] OpenError),
+}
+
 /// A command was not applied, or it is not known whether it was.
 #[derive(Debug, thiserror::Error)]
 pub enum ProposeError {

@@ -46,7 +46,7 @@ mod state;
 mod storage;
 mod store;
 
-pub use error::{ChangeError, LogError, OpenError, ProposeError, ReadError, StoreError};
+pub use error::{ChangeError, LogError, OpenError, ProposeError, ReadError, SnapshotError, StoreError};
 pub use group::{COMMAND_BYTES_MAX, Group, GroupConfig, GroupStatus, Leadership, Priority, directory};
 pub use machine::{Entry, StateMachine};
 pub use peer::{PeerEndpoint, PeerTransport, SnapshotStream};

@@ -29,7 +29,7 @@ use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::StoreError;
-use crate::state::StateDb;
+use crate::state::{Progress, StateDb};
 
 /// Bytes in front of each stored value: the row's CRC32C.
 const CRC_SIZE: usize = 4;
@@ -364,6 +364,11 @@ impl ReadView {
         Ok(*self.applied_index.get_or_init(|| applied_index))
     }
 
+    /// How far its rows have come.
+    pub(crate) fn progress(&self) -> Result<Progress, StoreError> {
+        crate::state::read_progress(&self.txn)
+    }
+
     /// The open table, or `None` if nothing was ever written to it.
     fn open_at(&self, table: Table) -> Result<Option<&OpenReadTable>, StoreError> {
         assert_eq!(
@@ -491,6 +496,13 @@ fn row_bytes(out: &mut Vec<u8>, table: &str, row_key: &[u8], value: &[u8]) {
     out.extend_from_slice(&(row_key.len() as u32).to_le_bytes());
     out.extend_from_slice(row_key);
     out.extend_from_slice(value);
+}
+
+/// What a row adds to the state hash.
+pub(crate) fn row_hash(table: &str, row_key: &[u8], value: &[u8]) -> u128 {
+    let mut scratch = Vec::new();
+    row_bytes(&mut scratch, table, row_key, value);
+    xxh3_128(&scratch)
 }
 
 /// The value as stored: its row's checksum in front.

@@ -21,6 +21,8 @@
 //! Not here: when to checkpoint (see `apply`), rows (see `store`).
 
 mod backend;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver of several voters takes it up"))]
+pub(crate) mod snapshot;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -176,6 +178,7 @@ impl StateFile {
 
     /// Opens an existing state, checks that it is this replica's, and answers how far it has come.
     pub(crate) fn open(config: &StateConfig<'_>) -> Result<(StateFile, Progress), OpenError> {
+        remove_unfinished(config)?;
         let state =
             StateFile { db: open_database(config, STATE, OpenMode::Existing)?, tables: config.tables };
         let found: IdentityRow = state.get_row(IDENTITY).map_err(|error| unusable(config, error))?;
@@ -209,6 +212,13 @@ impl StateFile {
 
     pub(crate) fn view(&self) -> Result<ReadView, StoreError> {
         view_of(&self.db, self.tables)
+    }
+
+    #[expect(dead_code, reason = "the driver of several voters takes it up")]
+    /// Notes durably that the log has caught up with rows that came from a snapshot.
+    pub(crate) fn clear_installed(&self, progress: &mut Progress) -> Result<(), StoreError> {
+        progress.installed = false;
+        self.write_durably(|txn| put_progress(txn, progress))
     }
 
     /// The database itself, for readers on other threads.
@@ -258,6 +268,11 @@ pub(crate) fn applied_index_of(txn: &ReadTransaction) -> Result<u64, StoreError>
         Err(error) => return Err(error.into()),
     };
     Ok(read_row::<ProgressRow>(&opened, PROGRESS)?.applied_index)
+}
+
+/// How far the rows of one read transaction have come.
+pub(crate) fn read_progress(txn: &ReadTransaction) -> Result<Progress, StoreError> {
+    Ok(progress_of(read_row(&txn.open_table(CONSENSUS)?, PROGRESS)?))
 }
 
 fn read_row<T: for<'de> Deserialize<'de>>(
@@ -325,6 +340,16 @@ fn identity_row(config: &StateConfig<'_>) -> IdentityRow {
         cluster_id: config.identity.cluster_id,
         raft_id: config.identity.raft_id,
         tables: config.tables.iter().map(|table| table.name().to_owned()).collect(),
+    }
+}
+
+/// Removes what a snapshot that was not installed has left.
+fn remove_unfinished(config: &StateConfig<'_>) -> Result<(), OpenError> {
+    match config.disk.remove(STATE_NEW) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(OpenError::Io { action: "remove", path: config.dir().join(STATE_NEW), source })
+        }
+        _ => Ok(()),
     }
 }
 

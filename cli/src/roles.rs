@@ -25,8 +25,10 @@ use client::http::{
     om_router, scm_router,
 };
 use client::service::{DatanodeService, Datanodes, OmService, ScmService};
+use consensus::{PeerEndpoint, PeerTransport, Place};
 use datanode::DatanodeConfig;
 use meta::OmConfig;
+use peers::{HttpPeers, peer_router};
 use platform::disk::Directory;
 use scm::ScmConfig;
 use tokio::net::TcpListener;
@@ -39,7 +41,7 @@ use wire::limits::BLOCK_BYTES_MAX;
 use crate::config::{Config, Transport};
 use crate::identity::Cluster;
 use crate::server::{Unusable, bind, tls_of};
-use crate::topology::Role;
+use crate::topology::{Group, Role};
 
 /// A segment of SCM's log.
 const SCM_LOG_SEGMENT_BYTES: u64 = 16 << 20;
@@ -67,11 +69,6 @@ impl Roles {
         readiness: &Readiness,
         stopping: &CancellationToken,
     ) -> anyhow::Result<Self> {
-        if config.meta.len() > 1 {
-            // Each would lead a group of its own, and they would hold two truths.
-            let what = "several [[meta]] nodes cannot be run yet: make the cluster with one";
-            return Err(anyhow::anyhow!(what).context(Unusable));
-        }
         let key = cluster.key()?;
         let cluster_key = ClusterKey::new(cluster.id, key);
         let listener = match config.internal.transport {
@@ -83,16 +80,20 @@ impl Roles {
 
         readiness.wait_for("the storage container manager");
         let scm_role = match config.has_role(Role::Scm) {
-            true => Some(
-                scm::Scm::open(scm_config(config, cluster)).await.context("start SCM").context(Unusable)?,
-            ),
+            true => {
+                let place = network.place(config, Group::Scm)?;
+                let opened = scm::Scm::open(ScmConfig { place, ..scm_config(config, cluster) }).await;
+                Some(opened.context("start SCM").context(Unusable)?)
+            }
             false => None,
         };
         let scm = network.scm(config, scm_role.clone());
         readiness.wait_for("the ozone manager");
         let om_role = match config.has_role(Role::Om) {
             true => {
-                let opened = meta::Om::open(om_config(config, cluster, key)?, scm.clone()).await;
+                let place = network.place(config, Group::Om)?;
+                let opened =
+                    meta::Om::open(OmConfig { place, ..om_config(config, cluster, key)? }, scm.clone()).await;
                 Some(opened.context("start OM").context(Unusable)?)
             }
             false => None,
@@ -108,6 +109,13 @@ impl Roles {
         if let Some(listener) = listener {
             let verifier = Verifier::of_node(cluster_key, network.advertised.iter().cloned().collect());
             let mut router = axum::Router::new();
+            let mut endpoints: Vec<Arc<dyn PeerEndpoint>> = Vec::new();
+            endpoints.extend(scm_role.as_ref().map(|scm_role| scm_role.peer_endpoint()));
+            endpoints.extend(om_role.as_ref().map(|om_role| om_role.peer_endpoint()));
+            if config.is_cluster() && !endpoints.is_empty() {
+                peers::metrics::describe();
+                router = router.merge(peer_router(endpoints, verifier.clone()));
+            }
             if let Some(om_role) = &om_role {
                 router = router.merge(om_router(om_role.clone(), verifier.clone()));
             }
@@ -157,6 +165,8 @@ struct Network {
     /// Certificates, where nodes speak TLS to one another.
     tls: Option<Arc<Tls>>,
     stubs: Option<Arc<Stubs>>,
+    /// Raft's way to peers: connections of its own, so that heartbeats never wait for calls.
+    peers: Option<Arc<HttpPeers>>,
     /// What others connect to. None while everything is in this process.
     advertised: Option<HostPort>,
 }
@@ -170,8 +180,16 @@ impl Network {
             false => None,
         };
         let transport = TransportConfig { tls: tls.clone(), ..TransportConfig::new(key, &config.node.name) };
-        let stubs = bound.map(|_| Stubs::of_node(transport));
-        Ok(Self { tls, stubs, advertised })
+        let stubs = bound.map(|_| Stubs::of_node(transport.clone()));
+        let peers = config.is_cluster().then(|| HttpPeers::new(Stubs::of_node(transport)));
+        Ok(Self { tls, stubs, peers, advertised })
+    }
+
+    /// This node's place in a group.
+    fn place(&self, config: &Config, group: Group) -> anyhow::Result<Place> {
+        let Some(place) = config.place(group)? else { return Ok(Place::default()) };
+        let transport = self.peers.clone().map(|peers| peers as Arc<dyn PeerTransport>);
+        Ok(Place { member: Some(place.member), voters: place.voters, join: place.is_joining, transport })
     }
 
     /// OM: the peers of the configuration, this process among them if it is one, and whoever they name as leader.

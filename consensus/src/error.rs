@@ -4,6 +4,7 @@
 //! A rejection of a command is not here: it is part of the state machine's reply.
 
 use std::path::PathBuf;
+use wire::status::{Failure, Status};
 
 /// Reading or writing rows failed.
 #[derive(Debug, thiserror::Error)]
@@ -274,6 +275,17 @@ pub enum ChangeError {
     /// Leadership was lost on the way, or time ran out: look at the members to see what became of it.
     #[error("the outcome of the change is unknown")]
     Unknown,
+}
+
+impl From<ChangeError> for Failure {
+    fn from(error: ChangeError) -> Self {
+        let status = match error {
+            ChangeError::NotLeader { .. } => return Self::not_leader(None),
+            ChangeError::Refused(_) => Status::Invalid,
+            ChangeError::Unknown => Status::Unknown,
+        };
+        Self::new(status, error.to_string())
+    }
 }
 
 /// A row key in hexadecimal: row keys are bytes and may hold anything.

@@ -26,7 +26,7 @@ use raft::eraftpb::HardState;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
-use wire::group::{GroupInfo, Member, MembershipChange};
+use wire::group::{GroupInfo, Member, MemberRole, MembershipChange};
 use wire::host::HostPort;
 use wire::status::{Failure, Status};
 
@@ -480,6 +480,22 @@ impl<M: StateMachine> Group<M> {
     /// Why not.
     pub async fn transfer_leadership(&self, raft_id: u64) -> Result<(), ChangeError> {
         self.ask_for(|reply| Input::Transfer(raft_id, reply)).await
+    }
+
+    /// Hands leadership to `raft_id`, or to the voter that is furthest on.
+    ///
+    /// # Errors
+    /// As [`Group::transfer_leadership`].
+    pub async fn hand_over(&self, raft_id: Option<u64>) -> Result<(), ChangeError> {
+        let furthest = || {
+            let members = self.info().members;
+            let others = members.iter().filter(|info| info.role == MemberRole::Voter && !info.is_leader);
+            others.max_by_key(|info| info.match_index).map(|info| info.member.raft_id)
+        };
+        match raft_id.or_else(furthest) {
+            Some(raft_id) => self.transfer_leadership(raft_id).await,
+            None => Err(ChangeError::Refused("there is no other voter to lead".to_owned())),
+        }
     }
 
     async fn ask_for(&self, input: impl FnOnce(ChangeReply) -> Input<M::Reply>) -> Result<(), ChangeError> {

@@ -38,6 +38,7 @@ mod members;
 mod metrics;
 mod packet;
 mod peer;
+mod place;
 mod reads;
 mod replica;
 mod shared;
@@ -50,4 +51,5 @@ pub use error::{ChangeError, LogError, OpenError, ProposeError, ReadError, Snaps
 pub use group::{COMMAND_BYTES_MAX, Group, GroupConfig, GroupStatus, Leadership, Priority, directory};
 pub use machine::{Entry, StateMachine};
 pub use peer::{PeerEndpoint, PeerTransport, SnapshotStream};
+pub use place::Place;
 pub use store::{MemoryStore, ReadView, Row, Rows, Table, Visit, WriteBatch};

@@ -10,7 +10,7 @@ use wire::om::{
     BucketRef, CommitKey, GetLayout, KeyFound, KeyPage, LAYOUT_PAGE_ENTRIES_MAX, LayoutPage, LookupKey,
     OmReply, OmRequest, Rejection,
 };
-use wire::status::{Failure, Status};
+use wire::status::Failure;
 
 use crate::command;
 use crate::leases::LeaderMemory;
@@ -199,9 +199,13 @@ impl Om {
                 };
                 self.read_many(is_short, read).await.map(OmReply::ListUploads)
             }
-            Q::MembershipChange(_) | Q::TransferLeadership(_) => {
-                let message = "this group has one replica: it has no members to change";
-                Err(Failure::new(Status::Invalid, message).into())
+            Q::MembershipChange(change) => {
+                self.group().change_membership(change).await.map_err(Failure::from)?;
+                Ok(OmReply::MembershipChange(()))
+            }
+            Q::TransferLeadership(request) => {
+                self.group().hand_over(request.raft_id).await.map_err(Failure::from)?;
+                Ok(OmReply::TransferLeadership(()))
             }
             request => self.answer_operator(request).await,
         }

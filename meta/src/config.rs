@@ -13,6 +13,8 @@ use wire::limits::{BLOCK_BYTES_MAX, SESSION_SILENCE_MS};
 pub struct OmConfig {
     /// Where log and state are: a directory of the operating system, or a simulated disk.
     pub disk: Arc<dyn DiskIo>,
+    /// This replica's place in OM's group.
+    pub place: consensus::Place,
     /// The cluster; a directory of another one is refused.
     pub cluster_id: ClusterId,
     /// The cluster's key: seals secrets of access keys at rest.
@@ -54,6 +56,7 @@ impl OmConfig {
         const HOUR_MS: u64 = 60 * 60 * 1000;
         Self {
             disk,
+            place: consensus::Place::default(),
             cluster_id,
             cluster_key,
             // Idle memory is to stay small; the page cache of the machine holds the rest.

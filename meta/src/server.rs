@@ -17,8 +17,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use client::service::{CallError, OmService, ScmService};
 use consensus::{
-    Group, GroupConfig, GroupStatus, Leadership, Priority, ProposeError, ReadError, ReadView, StoreError,
-    Table,
+    Group, GroupConfig, GroupStatus, Leadership, PeerEndpoint, Priority, ProposeError, ReadError, ReadView,
+    StoreError, Table,
 };
 use parking_lot::RwLock;
 use platform::task;
@@ -85,11 +85,12 @@ pub struct OmStatus {
 impl Om {
     /// Opens or creates an OM and starts its background work.
     pub async fn open(config: OmConfig, scm: Arc<dyn ScmService>) -> Result<Arc<Self>, OmError> {
-        let group_config = GroupConfig {
+        let mut group_config = GroupConfig {
             log_segment_bytes: config.log_segment_bytes,
             cache_bytes: config.cache_bytes,
             ..GroupConfig::new("om", config.disk.clone(), config.cluster_id.0)
         };
+        config.place.configure(&mut group_config);
         // Replay reads the disk for as long as it takes: not on the reactor.
         let opened = task::spawn_blocking(move || Group::open(group_config, OmState::default()));
         let group = opened.await.map_err(|_| OmError::Died)??;
@@ -119,6 +120,15 @@ impl Om {
         let follower = leader::follow(Arc::downgrade(&om), om.leadership.clone(), om.stop.subscribe());
         *om.follower.lock() = Some(task::spawn(follower));
         om
+    }
+
+    pub(crate) fn group(&self) -> &Group<OmState> {
+        &self.group
+    }
+
+    /// Where messages of this replica's peers go in.
+    pub fn peer_endpoint(&self) -> Arc<dyn PeerEndpoint> {
+        Arc::new(self.group.clone())
     }
 
     /// Stops background work, hands leadership over, finishes what is under way, and closes log and state.

@@ -27,7 +27,9 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Attempts at free ports: on a busy machine neighbours are often taken.
-const ATTEMPTS_MAX: usize = 100;
+const ATTEMPTS_MAX: usize = 1000;
+/// The first port tried.
+const PORT_FIRST: u16 = 20_000;
 
 /// What a node is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -289,20 +291,19 @@ struct Ports {
 }
 
 impl Ports {
-    /// Three that follow one another; answers the first.
+    /// Three that follow one another; answers the first. Below the range from which outgoing connections take theirs: a
+    /// node that is down must find its port free when it returns.
     fn three(&mut self) -> Result<u16> {
+        // Runs beside one another begin in different places.
+        let mut port = PORT_FIRST + (std::process::id() % 1000) as u16 * 8;
         for _ in 0..ATTEMPTS_MAX {
-            let first = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-            let port = first.local_addr()?.port();
-            let others: Vec<TcpListener> = [1, 2]
-                .into_iter()
-                .filter_map(|offset| TcpListener::bind(("127.0.0.1", port.checked_add(offset)?)).ok())
-                .collect();
-            if others.len() == 2 {
-                self.held.push(first);
-                self.held.extend(others);
+            let listeners: Vec<TcpListener> =
+                (port..port + 3).filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).collect();
+            if listeners.len() == 3 {
+                self.held.extend(listeners);
                 return Ok(port);
             }
+            port += 4;
         }
         bail!("no three free ports in a row")
     }

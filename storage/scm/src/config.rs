@@ -14,8 +14,8 @@ pub struct ScmConfig {
     pub dir: PathBuf,
     /// What stands in for `dir`: another disk, of a simulated machine.
     pub disk: Option<Arc<dyn DiskIo>>,
-    /// This replica's raft id. 1 for the sole voter.
-    pub raft_id: u64,
+    /// This replica's place in SCM's group.
+    pub place: consensus::Place,
     /// The cluster. Datanodes of another one are refused.
     pub cluster: ClusterId,
     /// A container nearly this long is closed. The same figure as the datanodes'. 5 GiB as in Ozone: a copy of a
@@ -62,7 +62,7 @@ impl ScmConfig {
         Self {
             dir,
             disk: None,
-            raft_id: 1,
+            place: consensus::Place::default(),
             cluster,
             container_bytes_max: 5 << 30,
             open_containers: 1,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::service::ScmService;
-use consensus::{Group, GroupConfig, Leadership, Priority, ProposeError, ReadError, ReadView};
+use consensus::{Group, GroupConfig, Leadership, PeerEndpoint, Priority, ProposeError, ReadError, ReadView};
 use parking_lot::{Mutex, RwLock};
 use platform::task;
 use tokio::sync::watch;
@@ -79,7 +79,7 @@ impl Scm {
             None => consensus::directory(&config.dir)?,
         };
         let mut group_config = GroupConfig::new("scm", disk, config.cluster.0);
-        group_config.raft_id = config.raft_id;
+        config.place.configure(&mut group_config);
         group_config.log_segment_bytes = config.log_segment_bytes;
         group_config.cache_bytes = config.cache_bytes;
         let opened = task::spawn_blocking(move || Group::open(group_config, ScmState)).await;
@@ -96,6 +96,11 @@ impl Scm {
         let follower = leader::follow(Arc::downgrade(&scm), scm.leadership.clone(), scm.stop.subscribe());
         *scm.follower.lock() = Some(task::spawn(follower));
         Ok(scm)
+    }
+
+    /// Where messages of this replica's peers go in.
+    pub fn peer_endpoint(&self) -> Arc<dyn PeerEndpoint> {
+        Arc::new(self.group.clone())
     }
 
     /// Resolves when this replica leads and has applied an entry of its term: a sole voter after its replay, a replica of
@@ -452,10 +457,14 @@ impl ScmService for Scm {
             Q::ListPipelines(_) => self.list_pipelines().await.map(A::ListPipelines),
             Q::GetRepair(_) => self.get_repair(leader).await.map(A::GetRepair),
             Q::GetScmOverview(_) => self.get_overview(leader).await.map(A::GetScmOverview),
-            Q::MembershipChange(_) | Q::TransferLeadership(_) => Err(Failure::new(
-                Status::Invalid,
-                "this program runs scm as one replica: its members cannot change",
-            )),
+            Q::MembershipChange(change) => {
+                self.group.change_membership(change).await?;
+                Ok(A::MembershipChange(()))
+            }
+            Q::TransferLeadership(request) => {
+                self.group.hand_over(request.raft_id).await?;
+                Ok(A::TransferLeadership(()))
+            }
         }
     }
 }

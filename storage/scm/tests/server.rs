@@ -357,6 +357,10 @@ async fn keys_rotate_daily_and_datanodes_learn_them_before_om_signs() {
     quick.heartbeat_interval_ms = 5;
     let clock = Arc::new(HandClock::default());
     let cluster = Cluster::open_with(quick, clock).await;
+    // Ready means that it leads; its worker may not have made the first key yet.
+    while cluster.register(1, 10).await.token_keys.is_empty() {
+        tokio::task::yield_now().await;
+    }
     cluster.clock.advance_ms(DAY_MS);
     // The worker sees the day pass by itself: wait for its key.
     let keys = loop {

@@ -11,7 +11,10 @@
 //! | `group` | the handle: open, propose, read, status, shut down |
 //! | `machine` | what a service gives: tables and `apply` |
 //! | `store` | rows with checksums, the state hash, a store in memory for tests |
-//! | `driver` | the raft thread: batches proposals, performs each Ready in raft's order |
+//! | `driver` | the raft thread: batches proposals, performs each Ready in raft's order, changes membership |
+//! | `reads` | reads that wait for a quorum |
+//! | `members` | who belongs to the group |
+//! | `peer`, `packet` | the network as the driver sees it; what goes over it |
 //! | `apply` | the apply thread: transactions, replies, checkpoints |
 //! | `storage` | raft's view of the log |
 //! | `log` | segments and records on disk |
@@ -23,8 +26,8 @@
 //! A command is acknowledged when it is durable in the log and applied. The state on disk may lag behind: a start
 //! replays the log from the last checkpoint. Commands are opaque bytes here.
 //!
-//! Not here yet: peers, snapshots, changes of membership. With one voter raft has no messages to send, and the driver
-//! asserts that.
+//! Not here yet: snapshots to replicas that are behind the log. Such a replica waits, and so does one that joins once
+//! the log no longer begins at its first entry.
 
 mod abort;
 mod apply;

@@ -74,6 +74,10 @@ const APPLY_TICKS: std::ops::RangeInclusive<Duration> = Duration::from_millis(50
 /// A segment holds its header and some commands, and its offsets are 32-bit.
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 16 << 10..=1 << 30;
 
+/// Entries kept for peers that are behind. Many, as long as nothing but the log brings a replica up to date: some 500 MiB
+/// of small commands.
+const LOG_KEEP_ENTRIES: u64 = 1_000_000;
+
 /// Inputs to the raft thread besides proposals: wake-ups and a stop.
 const INBOX_EXTRA: usize = 1024;
 
@@ -120,7 +124,7 @@ pub struct GroupConfig {
     pub tick: Duration,
     /// Every so many entries replicas compare their state. The same everywhere. Default 10,000.
     pub state_hash_entries: u64,
-    /// Entries that stay in the log for peers that are behind. Default 100,000.
+    /// Entries that stay in the log for peers that are behind. Default 1,000,000.
     pub log_keep_entries: u64,
 }
 
@@ -160,7 +164,7 @@ impl GroupConfig {
             transport: None,
             tick: Duration::from_millis(100),
             state_hash_entries: 10_000,
-            log_keep_entries: 100_000,
+            log_keep_entries: LOG_KEEP_ENTRIES,
         }
     }
 

@@ -5,7 +5,7 @@
 //!   read:  validate -> Group::read -> rows of the view -> (tokens, locations)
 //! ```
 //!
-//! Every replica is opened; only the leader answers, all but [`GetGroup`]. Others name the leader and had no part in it.
+//! Every replica is opened; only the leader answers, all but `GetGroup`. Others name the leader and had no part in it.
 //!
 //! Reads run where they are called: they look up a handful of rows in memory-mapped pages or redb's cache. Listings and
 //! other reads of many rows move to a blocking thread, so that they do not hold up the reactor.

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the Rust tests, then s3-tests/ against the server of this tree.
+//! `cargo xtask test`: the Rust tests, some seeds of the simulator, then s3-tests/ against the server of this tree.
 //!
 //! pytest gets the dev build: `cargo test` has compiled every dependency of it already, with optimisation, and its
 //! debug assertions are worth more here than speed.
@@ -16,11 +16,15 @@ use crate::workspace::Workspace;
 /// Tests that the HTTP transport between the services must pass too: pytest's name for them.
 const HTTP_SELECTION: &str = "transports";
 
+/// Seeds that every change runs: about a minute in a build without optimisation. Longer runs are a person's.
+const SIMULATOR_SEEDS: &str = "1..41";
+
 /// Runs what is asked for and sums up.
 pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Counts> {
     let mut total = Counts::default();
     if !arguments.python_only {
         total += rust(workspace)?;
+        total += simulator(workspace)?;
     }
     if !arguments.rust_only {
         total += python(workspace, arguments)?;
@@ -41,6 +45,23 @@ fn rust(workspace: &Workspace) -> Result<Counts> {
         total += Counts::BROKEN_STEP;
     }
     Ok(total)
+}
+
+/// Runs of the simulator, a cluster and its faults each; the same seeds every time, so that a failure is one of the change.
+fn simulator(workspace: &Workspace) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let mut command = workspace.cargo();
+    command.args(["run", "-p", "sim", "--", "--seeds", SIMULATOR_SEEDS, "--minutes", "1"]);
+    let succeeded = process::tee(&mut command, |line| {
+        if line.starts_with("seed ") {
+            let has_passed = line.ends_with(", passed");
+            counts += Counts { passed: u64::from(has_passed), failed: u64::from(!has_passed) };
+        }
+    })?;
+    if !succeeded && counts.failed == 0 {
+        counts += Counts::BROKEN_STEP;
+    }
+    Ok(counts)
 }
 
 fn python(workspace: &Workspace, arguments: &TestArguments) -> Result<Counts> {

@@ -1,0 +1,504 @@
+//! The nodes of a run: their disks, which outlive them, and their lives.
+//!
+//! ```text
+//!   meta nodes  1 ..   OM and SCM     a disk each
+//!   datanodes  11 ..   two disks
+//!   gateways   21 ..   no disk
+//!   0                  the operator and the clients, outside
+//! ```
+//!
+//! A node that is started runs the program's own shells over simulated disks and network. Ending it drops nothing in
+//! order: its tasks are never polled again, its disks lose what was not synced if the power went.
+//!
+//! Not here: when nodes end (`faults`), how they talk (`services`).
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use checker::History;
+use client::failover::{OmClient, ScmClient};
+use client::service::{DatanodeService, Datanodes, OmService, ScmService};
+use consensus::{PeerTransport, Place};
+use datanode::{Datanode, DatanodeConfig};
+use meta::{Om, OmConfig};
+use parking_lot::Mutex;
+use platform::disk::DiskIo;
+use platform::node::{self, NodeIndex};
+use platform::simulated::{Faults, SimulatedDisk};
+use platform::task;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+use scm::{Scm, ScmConfig};
+use uuid::Uuid;
+use wire::block::{DatanodeAddress, Replication};
+use wire::group::Member;
+use wire::host::HostPort;
+use wire::ids::ClusterId;
+use wire::status::{Failure, Status};
+
+use crate::gateway::SimulatedGateway;
+use crate::network::Network;
+use crate::run::Run;
+use crate::services::{Link, Registry, Services, SimulatedPeers};
+use crate::trace::Trace;
+use crate::world::SimulatedWorld;
+
+/// The operator and the clients.
+pub(crate) const OUTSIDE: NodeIndex = 0;
+const META_FIRST: NodeIndex = 1;
+const DATANODE_FIRST: NodeIndex = 11;
+const GATEWAY_FIRST: NodeIndex = 21;
+
+const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0x00c1_0575_e500_4000_8000_0000_0000_0001));
+const CLUSTER_KEY: [u8; 32] = [7; 32];
+
+/// Small, so that segments roll, snapshots are sent and containers fill within a run.
+const LOG_SEGMENT_BYTES: u64 = 256 << 10;
+const CACHE_BYTES: usize = 4 << 20;
+const CONTAINER_BYTES_MAX: u64 = 16 << 20;
+const META_DISK_BYTES: u64 = 256 << 20;
+const DATA_DISK_BYTES: u64 = 512 << 20;
+/// A block's longest length: several fit a container.
+const BLOCK_BYTES_MAX: u64 = 4 << 20;
+const GROWTH_STEP: u64 = 1 << 20;
+const RESERVE_BYTES: u64 = 4 << 20;
+/// Short, so that repair, reclaim and ended sessions happen within a run.
+const REPAIR_DELAY_MS: u64 = 30_000;
+const DELETE_GRACE_MS: u64 = 60_000;
+const SESSION_SILENCE_MS: u64 = 180_000;
+/// Longer than a gateway uses a loan; what a gateway failed to give back is reclaimed before the audit ends.
+const OPEN_KEY_EXPIRE_MS: u64 = 26 * 60_000;
+const OPEN_KEY_SCAN_MS: u64 = 30_000;
+/// A full disk still has this much: less than anything needs to grow.
+const FULL_DISK_BYTES: u64 = 1 << 20;
+
+/// How a node ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The process is killed: the page cache lives on.
+    Killed,
+    /// The machine loses power: what was not synced may be lost, page by page.
+    PowerLost,
+}
+
+/// How large a run's cluster is.
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    pub(crate) metas: u32,
+    pub(crate) datanodes: u32,
+    pub(crate) gateways: u32,
+    pub(crate) replication: Replication,
+}
+
+impl Shape {
+    /// Draws a shape.
+    pub(crate) fn draw(draws: &mut ChaCha8Rng) -> Self {
+        let metas = *[1, 3, 3, 3, 3, 5].choose(draws).unwrap_or(&3);
+        let datanodes = draws.random_range(3..=6);
+        let replication = if draws.random_ratio(1, 8) { Replication::One } else { Replication::Three };
+        Self { metas, datanodes, gateways: draws.random_range(1..=2), replication }
+    }
+}
+
+/// The cluster of a run.
+pub(crate) struct Cluster {
+    pub(crate) network: Network,
+    registry: Registry,
+    world: Rc<SimulatedWorld>,
+    trace: Rc<Trace>,
+    shape: Shape,
+    history: Arc<Mutex<History>>,
+    members: Vec<Member>,
+    /// Disks by node: `om`, `scm`, or data disks.
+    disks: BTreeMap<NodeIndex, Vec<SimulatedDisk>>,
+    gateways: RefCell<BTreeMap<NodeIndex, Arc<SimulatedGateway>>>,
+    /// Nodes that are starting or running, by how often they were started.
+    lives: RefCell<BTreeMap<NodeIndex, u64>>,
+    /// Nodes that are up or on their way.
+    wanted: RefCell<BTreeMap<NodeIndex, bool>>,
+}
+
+impl Cluster {
+    pub(crate) fn new(
+        seed: u64,
+        shape: Shape,
+        history: Arc<Mutex<History>>,
+        world: Rc<SimulatedWorld>,
+        trace: Rc<Trace>,
+    ) -> Self {
+        let mut disks = BTreeMap::new();
+        for index in META_FIRST..META_FIRST + shape.metas {
+            disks.insert(
+                index,
+                vec![SimulatedDisk::new(META_DISK_BYTES), SimulatedDisk::new(META_DISK_BYTES)],
+            );
+        }
+        for index in DATANODE_FIRST..DATANODE_FIRST + shape.datanodes {
+            disks.insert(
+                index,
+                vec![SimulatedDisk::new(DATA_DISK_BYTES), SimulatedDisk::new(DATA_DISK_BYTES)],
+            );
+        }
+        let members = (META_FIRST..META_FIRST + shape.metas)
+            .map(|index| Member {
+                raft_id: u64::from(index),
+                incarnation: Uuid::from_u128(u128::from(index) << 64 | u128::from(seed)),
+                node: format!("meta-{index}"),
+                address: address_of(index),
+            })
+            .collect();
+        Self {
+            network: Network::new(seed),
+            registry: Registry::default(),
+            world,
+            trace,
+            shape,
+            history,
+            members,
+            disks,
+            gateways: RefCell::default(),
+            lives: RefCell::default(),
+            wanted: RefCell::default(),
+        }
+    }
+
+    /// All nodes.
+    pub(crate) fn nodes(&self) -> Vec<NodeIndex> {
+        let metas = META_FIRST..META_FIRST + self.shape.metas;
+        let datanodes = DATANODE_FIRST..DATANODE_FIRST + self.shape.datanodes;
+        let gateways = GATEWAY_FIRST..GATEWAY_FIRST + self.shape.gateways;
+        metas.chain(datanodes).chain(gateways).collect()
+    }
+
+    fn link(&self, from: NodeIndex, to: NodeIndex) -> Link {
+        Link { network: self.network.clone(), registry: self.registry.clone(), from, to }
+    }
+
+    /// A way from outside to each meta node.
+    pub(crate) fn meta_links(&self) -> Vec<Link> {
+        self.members.iter().map(|member| self.link(OUTSIDE, member.raft_id as NodeIndex)).collect()
+    }
+
+    /// OM as somebody outside calls it.
+    pub(crate) fn om(&self) -> Arc<dyn OmService> {
+        self.om_from(OUTSIDE)
+    }
+
+    /// SCM as somebody outside calls it.
+    pub(crate) fn scm(&self) -> Arc<dyn ScmService> {
+        self.scm_from(OUTSIDE)
+    }
+
+    fn om_from(&self, from: NodeIndex) -> Arc<dyn OmService> {
+        let peers = self.members.iter().map(|member| {
+            let link: Arc<dyn OmService> = Arc::new(self.link(from, member.raft_id as NodeIndex));
+            (member.address.clone(), link)
+        });
+        OmClient::new(peers.collect())
+    }
+
+    fn scm_from(&self, from: NodeIndex) -> Arc<dyn ScmService> {
+        let peers = self.members.iter().map(|member| {
+            let link: Arc<dyn ScmService> = Arc::new(self.link(from, member.raft_id as NodeIndex));
+            (member.address.clone(), link)
+        });
+        ScmClient::new(peers.collect())
+    }
+
+    fn datanodes_from(&self, from: NodeIndex) -> Arc<Datanodes> {
+        let (network, registry) = (self.network.clone(), self.registry.clone());
+        Arc::new(Datanodes::new(Box::new(move |address: &DatanodeAddress| {
+            let to = address.address.as_ref().map_or(NodeIndex::MAX, index_of);
+            let link = Link { network: network.clone(), registry: registry.clone(), from, to };
+            Ok(Arc::new(link) as Arc<dyn DatanodeService>)
+        })))
+    }
+
+    /// A gateway that is up, drawn.
+    pub(crate) fn gateway(&self, draws: &mut ChaCha8Rng) -> Option<(NodeIndex, Arc<SimulatedGateway>)> {
+        self.gateways().choose(draws).cloned()
+    }
+
+    /// The gateways that are up.
+    pub(crate) fn gateways(&self) -> Vec<(NodeIndex, Arc<SimulatedGateway>)> {
+        self.gateways.borrow().iter().map(|(index, gateway)| (*index, gateway.clone())).collect()
+    }
+
+    /// Ends a node.
+    pub(crate) fn end(&self, index: NodeIndex, end: End, toss: u64) {
+        if self.wanted.borrow_mut().insert(index, false) != Some(true) {
+            return;
+        }
+        self.trace.line(format!("node {index} {end:?}"));
+        // Disks first: nothing the node lets go of in its end may reach them.
+        for (at, disk) in self.disks.get(&index).into_iter().flatten().enumerate() {
+            match end {
+                End::Killed => disk.kill(),
+                End::PowerLost => disk.crash(toss.wrapping_add(at as u64)),
+            }
+        }
+        node::kill(index);
+        self.bury(index);
+    }
+
+    /// A node has ended itself; a failed disk makes the rest as uncertain as a power cut.
+    pub(crate) fn note_aborted(&self, _run: &Rc<Run>, index: NodeIndex, _why: &str, toss: u64) {
+        self.wanted.borrow_mut().insert(index, false);
+        node::kill(index);
+        self.bury(index);
+        for (at, disk) in self.disks.get(&index).into_iter().flatten().enumerate() {
+            if toss & 1 == 0 { disk.kill() } else { disk.crash(toss.wrapping_add(at as u64)) }
+        }
+    }
+
+    fn bury(&self, index: NodeIndex) {
+        self.network.set_up(index, false);
+        // What a dead process held is not dropped in order either.
+        if let Some(services) = self.registry.remove(index) {
+            std::mem::forget(services);
+        }
+        if let Some(gateway) = self.gateways.borrow_mut().remove(&index) {
+            std::mem::forget(gateway);
+        }
+    }
+
+    /// Starts a node that is down. A start that fails is tried again after a while.
+    pub(crate) async fn start(&self, run: &Rc<Run>, index: NodeIndex) {
+        if self.wanted.borrow_mut().insert(index, true) == Some(true) {
+            return;
+        }
+        let life = {
+            let mut lives = self.lives.borrow_mut();
+            let life = lives.entry(index).or_default();
+            *life += 1;
+            *life
+        };
+        let run = run.clone();
+        tokio::task::spawn_local(async move {
+            let cluster = &run.cluster;
+            let is_current = || {
+                cluster.lives.borrow().get(&index) == Some(&life)
+                    && cluster.wanted.borrow().get(&index) == Some(&true)
+            };
+            while is_current() {
+                let starting = node::enter(Some(index), || task::spawn(cluster.open(index)));
+                match starting.await {
+                    Ok(Ok(started)) if is_current() => {
+                        run.trace.line(format!("node {index} is up, life {life}"));
+                        cluster.registry.set(index, started.services);
+                        if let Some(gateway) = started.gateway {
+                            cluster.gateways.borrow_mut().insert(index, gateway);
+                        }
+                        cluster.network.set_up(index, true);
+                        return;
+                    }
+                    Ok(Ok(started)) => {
+                        std::mem::forget(started);
+                        return;
+                    }
+                    Ok(Err(why)) => {
+                        run.trace.line(format!("node {index} does not start: {why}"));
+                        if why.status != Status::Retry {
+                            run.violation(format!("node {index} does not start: {why}"));
+                            return;
+                        }
+                        tokio::time::sleep(Duration::from_secs(2)).await;
+                    }
+                    // It was killed while it started.
+                    Err(_) => return,
+                }
+            }
+        });
+        // Let it begin; who needs it up waits for that.
+        tokio::task::yield_now().await;
+    }
+
+    /// What a node does when it starts.
+    fn open(&self, index: NodeIndex) -> impl Future<Output = Result<Started, Failure>> + Send + 'static {
+        let disks = self.disks.get(&index).cloned().unwrap_or_default();
+        let (om, scm) = (self.om_from(index), self.scm_from(index));
+        let datanodes = self.datanodes_from(index);
+        let history = self.history.clone();
+        let members = self.members.clone();
+        let peers = Arc::new(SimulatedPeers {
+            network: self.network.clone(),
+            registry: self.registry.clone(),
+            from: index,
+        });
+        async move {
+            match index {
+                META_FIRST..DATANODE_FIRST => open_meta(index, disks, members, peers, scm).await,
+                DATANODE_FIRST..GATEWAY_FIRST => open_datanode(index, disks, datanodes, scm).await,
+                _ => open_gateway(om, datanodes, history).await,
+            }
+        }
+    }
+
+    /// Waits until a gateway is up and the bucket exists.
+    pub(crate) async fn wait_serving(&self, limit: Duration) -> Result<(), String> {
+        let begun_ms = self.world.elapsed_ms();
+        let mut why = "no gateway is up".to_owned();
+        while self.world.elapsed_ms() - begun_ms < limit.as_millis() as u64 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            for (index, gateway) in self.gateways() {
+                let made =
+                    node::enter(Some(index), || task::spawn(async move { gateway.create_bucket().await }));
+                match made.await {
+                    Ok(Ok(())) => return Ok(()),
+                    Ok(Err(error)) => why = error.to_string(),
+                    Err(_) => why = "the gateway died".to_owned(),
+                }
+            }
+        }
+        Err(why)
+    }
+
+    // Disks.
+
+    /// Fills a node's first disk, or gives its room back.
+    pub(crate) fn fill_disk(&self, index: NodeIndex, is_full: bool) {
+        let Some(disk) = self.disks.get(&index).and_then(|disks| disks.first()) else { return };
+        let size = if index < DATANODE_FIRST { META_DISK_BYTES } else { DATA_DISK_BYTES };
+        disk.set_capacity(if is_full { FULL_DISK_BYTES } else { size });
+    }
+
+    /// Lets a node's next sync fail.
+    pub(crate) fn fail_sync(&self, index: NodeIndex) {
+        if let Some(disk) = self.disks.get(&index).and_then(|disks| disks.first()) {
+            disk.set_faults(Faults { next_sync_fails: true, ..Faults::default() });
+        }
+    }
+
+    /// Takes away every fault of a disk.
+    pub(crate) fn heal_disks(&self) {
+        for (index, disks) in &self.disks {
+            for disk in disks {
+                disk.set_faults(Faults::default());
+                disk.set_capacity(if *index < DATANODE_FIRST { META_DISK_BYTES } else { DATA_DISK_BYTES });
+            }
+        }
+    }
+
+    /// Flips bits in a container file. Only ever on the first datanode: of no container two replicas rot.
+    pub(crate) fn rot(&self, draws: &mut ChaCha8Rng) {
+        let Some(disk) = self.disks.get(&DATANODE_FIRST).and_then(|disks| disks.choose(draws)) else {
+            return;
+        };
+        let names: Vec<String> =
+            disk.list().unwrap_or_default().into_iter().filter(|name| name.contains("container")).collect();
+        let Some(name) = names.choose(draws) else { return };
+        let length = disk.contents(name).map_or(0, |contents| contents.len() as u64);
+        if length > 8192 {
+            let offset = draws.random_range(4096..length);
+            disk.damage(name, offset, &[draws.random::<u8>()]);
+            self.trace.line(format!("rot at byte {offset} of {name}"));
+        }
+    }
+}
+
+/// What a start gives.
+struct Started {
+    services: Services,
+    gateway: Option<Arc<SimulatedGateway>>,
+}
+
+fn address_of(index: NodeIndex) -> HostPort {
+    HostPort::new(&format!("node-{index}:9002")).expect("a legal name")
+}
+
+fn index_of(address: &HostPort) -> NodeIndex {
+    address.host().strip_prefix("node-").and_then(|number| number.parse().ok()).unwrap_or(NodeIndex::MAX)
+}
+
+async fn open_gateway(
+    om: Arc<dyn OmService>,
+    datanodes: Arc<Datanodes>,
+    history: Arc<Mutex<History>>,
+) -> Result<Started, Failure> {
+    let gateway = SimulatedGateway::open(om, datanodes, history).await;
+    // An OM that cannot be reached is waited for.
+    let gateway = gateway.map_err(|error| Failure::new(Status::Retry, error.to_string()))?;
+    Ok(Started { services: Services::default(), gateway: Some(gateway) })
+}
+
+async fn open_meta(
+    index: NodeIndex,
+    disks: Vec<SimulatedDisk>,
+    members: Vec<Member>,
+    peers: Arc<SimulatedPeers>,
+    scm: Arc<dyn ScmService>,
+) -> Result<Started, Failure> {
+    let disk = |at: usize| -> Arc<dyn DiskIo> { Arc::new(disks[at].clone()) };
+    let member = members.iter().find(|member| member.raft_id == u64::from(index)).cloned();
+    // One member alone has no peers to reach.
+    let transport = (members.len() > 1).then_some(peers as Arc<dyn PeerTransport>);
+    let place = Place { member, voters: members, join: false, transport };
+    let scm_config = ScmConfig {
+        disk: Some(disk(1)),
+        place: place.clone(),
+        container_bytes_max: CONTAINER_BYTES_MAX,
+        repair_delay_ms: REPAIR_DELAY_MS,
+        log_segment_bytes: LOG_SEGMENT_BYTES,
+        cache_bytes: CACHE_BYTES,
+        ..ScmConfig::new(PathBuf::new(), CLUSTER)
+    };
+    let scm_role = Scm::open(scm_config).await.map_err(|error| start_failure(&error))?;
+    let om_config = OmConfig {
+        place,
+        cache_bytes: CACHE_BYTES,
+        log_segment_bytes: LOG_SEGMENT_BYTES,
+        delete_grace_ms: DELETE_GRACE_MS,
+        session_silence_ms: SESSION_SILENCE_MS,
+        open_key_expire_after_ms: OPEN_KEY_EXPIRE_MS,
+        open_key_scan_interval_ms: OPEN_KEY_SCAN_MS,
+        block_bytes_max: BLOCK_BYTES_MAX,
+        ..OmConfig::new(disk(0), CLUSTER, CLUSTER_KEY)
+    };
+    let om_role = Om::open(om_config, scm).await.map_err(|error| start_failure(&error))?;
+    let services = Services {
+        peers: vec![om_role.peer_endpoint(), scm_role.peer_endpoint()],
+        om: Some(om_role),
+        scm: Some(scm_role),
+        datanode: None,
+    };
+    Ok(Started { services, gateway: None })
+}
+
+async fn open_datanode(
+    index: NodeIndex,
+    disks: Vec<SimulatedDisk>,
+    datanodes: Arc<Datanodes>,
+    scm: Arc<dyn ScmService>,
+) -> Result<Started, Failure> {
+    let config = DatanodeConfig {
+        address: Some(address_of(index)),
+        container_bytes_max: CONTAINER_BYTES_MAX,
+        growth_step: GROWTH_STEP,
+        reserve_bytes: RESERVE_BYTES,
+        index_cache_bytes: CACHE_BYTES,
+        node: format!("datanode-{index}"),
+        ..DatanodeConfig::new(Vec::new(), CLUSTER)
+    };
+    let ios = disks.into_iter().map(|disk| Arc::new(disk) as Arc<dyn DiskIo>).collect();
+    let datanode = Datanode::open_on(config, ios).map_err(|error| start_failure(&error))?;
+    let datanode = Arc::new(datanode);
+    datanode.start(scm, datanodes);
+    Ok(Started { services: Services { datanode: Some(datanode), ..Services::default() }, gateway: None })
+}
+
+/// A disk without room may have some later; everything else that keeps a node from starting is wrong.
+fn start_failure(error: &dyn std::error::Error) -> Failure {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    let may_pass = ["full", "no room", "no space", "input or output"].iter().any(|word| text.contains(word));
+    Failure::new(if may_pass { Status::Retry } else { Status::Internal }, text)
+}

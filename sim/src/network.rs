@@ -1,0 +1,247 @@
+//! The network between simulated nodes: delays, losses, repeats, and walls in one direction.
+//!
+//! ```text
+//!   caller --request, delayed--> handler as a task of the called node --answer, delayed--> caller
+//! ```
+//!
+//! A call whose request is lost, or whose answer is, ends as it would over HTTP: the caller's own deadline strikes, or the
+//! connection breaks and the outcome is unknown. A request may arrive twice, the second time long after. What is
+//! called runs as the called node, so that killing that node ends it.
+//!
+//! Invariants:
+//! * A call that was never delivered answers `Retry`, which promises no effect, only if it truly never is.
+//!
+//! Not here: who calls whom (`services`), when the network misbehaves (`faults`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use platform::node::{self, NodeIndex};
+use platform::task;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use wire::status::{Failure, Status};
+
+use crate::seed;
+
+/// A caller that hears nothing gives up after this, as the HTTP transport does.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection that is not answered gives up after this.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How links behave now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mood {
+    /// The least time one way.
+    pub(crate) delay_min: Duration,
+    /// Up to this much is added.
+    pub(crate) jitter: Duration,
+    /// Messages lost, in a thousand.
+    pub(crate) lost_per_mille: u32,
+    /// Messages that arrive twice, in a thousand.
+    pub(crate) doubled_per_mille: u32,
+    /// Messages that arrive very late, in a thousand.
+    pub(crate) late_per_mille: u32,
+}
+
+impl Mood {
+    /// A healthy network.
+    pub(crate) const CALM: Self = Self {
+        delay_min: Duration::from_micros(200),
+        jitter: Duration::from_micros(800),
+        lost_per_mille: 0,
+        doubled_per_mille: 0,
+        late_per_mille: 0,
+    };
+}
+
+/// All links.
+#[derive(Clone)]
+pub(crate) struct Network {
+    shared: Arc<Mutex<Shared>>,
+}
+
+struct Shared {
+    draws: ChaCha8Rng,
+    mood: Mood,
+    /// Directions that carry nothing.
+    walls: BTreeSet<(NodeIndex, NodeIndex)>,
+    /// Added to every message from or to the node.
+    slow: BTreeMap<NodeIndex, Duration>,
+    /// Nodes whose process is there.
+    up: BTreeSet<NodeIndex>,
+    messages: u64,
+}
+
+/// What becomes of a message.
+enum Fate {
+    Arrives(Duration),
+    ArrivesTwice(Duration, Duration),
+    Lost,
+}
+
+impl Network {
+    pub(crate) fn new(seed: u64) -> Self {
+        let shared = Shared {
+            draws: seed::stream(seed, "network"),
+            mood: Mood::CALM,
+            walls: BTreeSet::new(),
+            slow: BTreeMap::new(),
+            up: BTreeSet::new(),
+            messages: 0,
+        };
+        Self { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// Sets how links behave from now on.
+    pub(crate) fn set_mood(&self, mood: Mood) {
+        self.shared.lock().mood = mood;
+    }
+
+    /// Stops everything from one node to another.
+    pub(crate) fn wall(&self, from: NodeIndex, to: NodeIndex) {
+        self.shared.lock().walls.insert((from, to));
+    }
+
+    /// Delays everything from and to a node.
+    pub(crate) fn slow(&self, node: NodeIndex, by: Duration) {
+        self.shared.lock().slow.insert(node, by);
+    }
+
+    /// Takes away walls and slowness, and calms down.
+    pub(crate) fn heal(&self) {
+        let mut shared = self.shared.lock();
+        shared.walls.clear();
+        shared.slow.clear();
+        shared.mood = Mood::CALM;
+    }
+
+    /// Says whether a node's process is there to take connections.
+    pub(crate) fn set_up(&self, node: NodeIndex, is_up: bool) {
+        let mut shared = self.shared.lock();
+        if is_up {
+            shared.up.insert(node);
+        } else {
+            shared.up.remove(&node);
+        }
+    }
+
+    /// Whether a node's process is there.
+    pub(crate) fn is_up(&self, node: NodeIndex) -> bool {
+        self.shared.lock().up.contains(&node)
+    }
+
+    /// Messages sent so far.
+    pub(crate) fn messages(&self) -> u64 {
+        self.shared.lock().messages
+    }
+
+    /// The time one way, None if it never arrives.
+    pub(crate) fn delay(&self, from: NodeIndex, to: NodeIndex) -> Option<Duration> {
+        match self.shared.lock().fate(from, to) {
+            Fate::Arrives(delay) | Fate::ArrivesTwice(delay, _) => Some(delay),
+            Fate::Lost => None,
+        }
+    }
+
+    /// Calls: runs `serve` as node `to` and brings its answer back. `serve` may run a second time, its answer unheard.
+    pub(crate) async fn call<R, F, S>(&self, from: NodeIndex, to: NodeIndex, serve: S) -> Result<R, Failure>
+    where
+        R: Send + 'static,
+        F: Future<Output = Result<R, Failure>> + Send + 'static,
+        S: Fn() -> F + Send + Sync + 'static,
+    {
+        let fate = self.shared.lock().fate(from, to);
+        let serve = Arc::new(serve);
+        match fate {
+            Fate::Lost if !self.shared.lock().draws.random_bool(0.5) => {
+                tokio::time::sleep(CONNECT_DEADLINE).await;
+                return Err(Failure::new(Status::Retry, "the connection was not answered"));
+            }
+            Fate::Lost => {
+                tokio::time::sleep(CALL_DEADLINE).await;
+                return Err(Failure::new(Status::Unknown, "no answer in time"));
+            }
+            Fate::Arrives(delay) => tokio::time::sleep(delay).await,
+            Fate::ArrivesTwice(delay, later) => {
+                tokio::time::sleep(delay).await;
+                let (network, again) = (self.clone(), Arc::clone(&serve));
+                // Outside every node: the network keeps it whoever dies.
+                node::enter(None, || {
+                    task::spawn(async move {
+                        tokio::time::sleep(later).await;
+                        if network.is_up(to) {
+                            node::enter(Some(to), || task::spawn(again()));
+                        }
+                    })
+                });
+            }
+        }
+        if !self.is_up(to) {
+            return Err(Failure::new(Status::Retry, "connection refused"));
+        }
+        let handler = node::enter(Some(to), || task::spawn(serve()));
+        let outcome = handler.await;
+        let Some(back) = self.delay(to, from) else {
+            tokio::time::sleep(CALL_DEADLINE).await;
+            return Err(Failure::new(Status::Unknown, "no answer in time"));
+        };
+        tokio::time::sleep(back).await;
+        outcome.unwrap_or_else(|_| Err(Failure::new(Status::Unknown, "the connection broke")))
+    }
+
+    /// Sends a message that nobody answers.
+    pub(crate) fn post<F, S>(&self, from: NodeIndex, to: NodeIndex, serve: S)
+    where
+        F: Future<Output = ()> + Send + 'static,
+        S: Fn() -> F + Send + Sync + 'static,
+    {
+        let delays = match self.shared.lock().fate(from, to) {
+            Fate::Lost => return,
+            Fate::Arrives(delay) => vec![delay],
+            Fate::ArrivesTwice(delay, later) => vec![delay, later],
+        };
+        let serve = Arc::new(serve);
+        for delay in delays {
+            let (network, serve) = (self.clone(), Arc::clone(&serve));
+            node::enter(None, || {
+                task::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    if network.is_up(to) {
+                        node::enter(Some(to), || task::spawn(serve()));
+                    }
+                })
+            });
+        }
+    }
+}
+
+impl Shared {
+    fn fate(&mut self, from: NodeIndex, to: NodeIndex) -> Fate {
+        self.messages += 1;
+        if self.walls.contains(&(from, to)) {
+            return Fate::Lost;
+        }
+        if from == to {
+            return Fate::Arrives(Duration::from_micros(10));
+        }
+        let mood = self.mood;
+        if self.draws.random_range(0..1000) < mood.lost_per_mille {
+            return Fate::Lost;
+        }
+        let mut delay = mood.delay_min + mood.jitter.mul_f64(self.draws.random());
+        for node in [from, to] {
+            delay += self.slow.get(&node).copied().unwrap_or_default();
+        }
+        if self.draws.random_range(0..1000) < mood.late_per_mille {
+            delay += Duration::from_millis(self.draws.random_range(100..5000));
+        }
+        if self.draws.random_range(0..1000) < mood.doubled_per_mille {
+            let later = Duration::from_millis(self.draws.random_range(1..120_000));
+            return Fate::ArrivesTwice(delay, later);
+        }
+        Fate::Arrives(delay)
+    }
+}

@@ -129,7 +129,7 @@ class Cluster:
         wait_until(f"{service} ready", deadline_s, lambda: self.is_ready(service))
 
     def credentials(self):
-        text = self.compose("exec", "-T", "gateway1", "cat", "/cluster/gateway1/credentials.json").stdout
+        text = self.compose("exec", "-T", "gateway1", "cat", "/cluster/nodes/gateway1/credentials.json").stdout
         return json.loads(text)
 
     def logs(self):

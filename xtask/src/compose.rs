@@ -1,4 +1,4 @@
-//! Runs the compose file under a docker engine: see `s3-tests/compose/compose_test.py`.
+//! Runs the compose file under a docker engine: see `s3-tests/compose/compose.py`.
 
 use anyhow::Result;
 
@@ -16,7 +16,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ComposeArguments) -> Result
     };
     let venv = Venv::ready(workspace, &[workspace.path("s3-tests/requirements-clients.txt")], &[])?;
     let mut command = venv.command();
-    command.arg(workspace.path("s3-tests/compose/compose_test.py")).arg("--binary").arg(binary).args([
+    command.arg(workspace.path("s3-tests/compose/compose.py")).arg("--binary").arg(binary).args([
         "--files",
         &arguments.files.to_string(),
         "--megabytes",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Brings the compose file up, syncs a real tree with the aws cli, and kills one container after another meanwhile.
 
-    python3 s3-tests/compose/compose_test.py --binary target/release/ferrozone
+    python3 s3-tests/compose/compose.py --binary target/release/ferrozone
 
 Needs root where no docker engine runs: it starts one. The public base image is used if the engine has or can pull it;
 else one of the same name is made with debootstrap. Then:

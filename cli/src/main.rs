@@ -4,6 +4,7 @@
 //! Exit codes: 0 success; 1 failure, said on standard error; 2 wrong arguments; 78 (EX_CONFIG) a configuration or a
 //! data directory that cannot be used; `bench` has its own, told by its help.
 
+mod admin_cli;
 mod bench;
 mod certificates;
 mod cluster_init;
@@ -36,6 +37,8 @@ enum Command {
     Env(env::EnvArgs),
     /// Make the files of a cluster's nodes.
     Cluster(cluster_init::ClusterArgs),
+    /// Ask and direct a cluster: status, datanodes, containers, repair, where a key is.
+    Admin(admin_cli::AdminArgs),
     /// Measure an S3 endpoint.
     Bench(Box<bench::BenchArgs>),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Server(args) => server::run(args),
         Command::Env(args) => env::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Cluster(args) => cluster_init::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Admin(args) => run_async(admin_cli::run(args)),
         Command::Bench(args) => run_async(bench::run(*args)),
     };
     outcome.unwrap_or_else(|error| {

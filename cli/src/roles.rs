@@ -55,6 +55,8 @@ pub(crate) struct Roles {
     datanode: Option<Arc<datanode::Datanode>>,
     /// OM, wherever it leads.
     pub(crate) om: Arc<dyn OmService>,
+    /// SCM, wherever it leads.
+    pub(crate) scm: Arc<dyn ScmService>,
     /// Datanodes, wherever they are.
     pub(crate) datanodes: Arc<Datanodes>,
 }
@@ -133,7 +135,7 @@ impl Roles {
         if let Some(datanode) = &datanode {
             datanode.start(scm.clone(), datanodes.clone());
         }
-        Ok(Self { scm_role, om_role, datanode, om, datanodes })
+        Ok(Self { scm_role, om_role, datanode, om, scm, datanodes })
     }
 
     /// Waits until the roles that run here take part: the datanode is registered.

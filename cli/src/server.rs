@@ -16,7 +16,7 @@ use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use admin::Readiness;
@@ -30,6 +30,7 @@ use gateway::{Gateway, GatewayConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use wire::cluster_key::ClusterKey;
 use wire::names::BucketName;
 use wire::om::{CreateBucket, PutUser, Rejection, RetainAccessKeys, Secret, UserId, UserInfo};
 use wire::status::Status;
@@ -150,12 +151,26 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     gateway::metrics::describe();
     client::metrics::describe();
     let stopping = CancellationToken::new();
+    // The API needs clients that the roles make; health is asked for before that.
+    let api: Arc<OnceLock<axum::Router>> = Arc::default();
     let operators = tokio::spawn({
-        let router = admin::router(readiness.clone(), metrics);
+        let router = admin::router(readiness.clone(), metrics).fallback_service(late(api.clone()));
         http::serve(admin_listener, admin_tls, router, stopping.clone().cancelled_owned())
     });
 
     let roles = Roles::start(&config, &cluster, &readiness, &stopping).await?;
+    if config.has_role(Role::Admin) {
+        let root = admin::Root {
+            access_key: root.access_key.clone(),
+            secret_key: root.secret_key.clone(),
+            region: config.s3.region.clone(),
+        };
+        let key = ClusterKey::new(cluster.id, cluster.key()?);
+        let owner = root_user(&cluster).id;
+        let operators = admin::Operators::new(roles.om.clone(), roles.scm.clone(), key, Some(root), owner);
+        // Nobody else sets it.
+        let _ = api.set(admin::api_router(operators));
+    }
     let no_more_requests = CancellationToken::new();
     // Other nodes may be long in coming: a signal ends the wait.
     let started = tokio::select! {
@@ -207,6 +222,29 @@ pub(crate) fn tls_of(
 
 fn scheme(tls: &Option<Arc<Tls>>) -> &'static str {
     if tls.is_some() { "https" } else { "http" }
+}
+
+/// A service that answers 404 until there is an API to answer.
+fn late(
+    api: Arc<OnceLock<axum::Router>>,
+) -> impl tower::Service<
+    axum::extract::Request,
+    Response = axum::response::Response,
+    Error = std::convert::Infallible,
+    Future: Send,
+> + Clone
++ Send
++ Sync
++ 'static {
+    tower::service_fn(move |request| {
+        let api = api.get().cloned();
+        async move {
+            match api {
+                Some(api) => tower::ServiceExt::oneshot(api, request).await,
+                None => Ok(axum::response::IntoResponse::into_response(axum::http::StatusCode::NOT_FOUND)),
+            }
+        }
+    })
 }
 
 /// Waits until the roles take part in the cluster, and opens the gateway if this process has one.

@@ -83,15 +83,13 @@ async fn write(client: &S3Client) -> Result<(), s3_client::Error> {
 fn leader(binary: &std::path::Path, rig: &Rig, gateway: &str) -> Result<String> {
     wait_until("a leader of OM", Duration::from_secs(30), || {
         let mut command = std::process::Command::new(binary);
-        rig.admin(&mut command, gateway, &["om", "show", "--json"]);
+        rig.admin(&mut command, gateway, &["group", "om"]);
         let outcome = command.output().context("run ferrozone admin")?;
         if !outcome.status.success() {
             return Ok(None);
         }
         let shown: Value = serde_json::from_slice(&outcome.stdout).context("read ferrozone admin")?;
-        let Some(members) =
-            shown.pointer("/group/members").or(shown.get("members")).and_then(Value::as_array)
-        else {
+        let Some(members) = shown.get("members").and_then(Value::as_array) else {
             bail!("ferrozone admin om show has no members: {shown}");
         };
         let leads = members.iter().find(|member| member["is_leader"] == true);

@@ -1,0 +1,23 @@
+//! OM's own resources: the overview, the default replication, the keys of a container.
+
+use wire::ids::{ContainerId, LocalId};
+use wire::operator::{ContainerKey, GetOmOverview, ListContainerKeys, SetDefaultReplication};
+
+use crate::api::{Answer, Call, Operators, json};
+use crate::view::Page;
+
+pub(crate) async fn overview(operators: &Operators, _call: &Call) -> Answer {
+    json(operators.om(GetOmOverview {}).await?)
+}
+
+pub(crate) async fn set_default_replication(operators: &Operators, call: &Call) -> Answer {
+    json(operators.om(call.body::<SetDefaultReplication>()?).await?)
+}
+
+pub(crate) async fn container_keys(operators: &Operators, call: &Call) -> Answer {
+    let container = ContainerId(call.path("id")?);
+    let after = call.query_as("after")?.unwrap_or(LocalId(0));
+    let keys = operators.om(ListContainerKeys { container, after, max: call.max()? }).await?;
+    let last = keys.blocks.last().map(|block| block.local.0.to_string());
+    json(Page::<ContainerKey> { next: last.filter(|_| keys.is_truncated), items: keys.blocks })
+}

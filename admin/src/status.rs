@@ -1,0 +1,213 @@
+//! The cluster at a glance: what is wrong comes first, in words that an operator can act on.
+//!
+//! Every call is made at once and none is waited for longer than [`PATIENCE`]: a page about a broken cluster must come.
+//!
+//! Invariants: the same answers give the same problems in the same order.
+
+use std::time::Duration;
+
+use futures_util::future::join;
+use futures_util::join;
+use tokio::time::timeout;
+use wire::clock::{self, UnixMs};
+use wire::group::{GroupInfo, MemberRole};
+use wire::operator::{
+    DatanodeInfo, GetGroup, GetOmOverview, GetRepair, GetScmOverview, ListDatanodes, LivenessInfo,
+    OperationalInfo,
+};
+
+use crate::api::{Answer, Call, Operators, json};
+use crate::error::ApiError;
+use crate::view::{ClusterStatus, Problem, Severity};
+
+/// A part that has not answered by then is reported as silent. Elections take one to two seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Freed blocks that wait so long beyond their grace of an hour are worth a word.
+const DELETION_LATE_MS: u64 = 2 * 3600 * 1000;
+/// A disk fuller than this is worth a word: datanodes keep a reserve of their own.
+const DISK_FULL_PERCENT: u64 = 90;
+
+pub(crate) async fn get(operators: &Operators, _call: &Call) -> Answer {
+    let (om_group, scm_group) = (patient(operators.om(GetGroup {})), patient(operators.scm(GetGroup {})));
+    let om = patient(operators.om(GetOmOverview {}));
+    let scm = patient(operators.scm(GetScmOverview {}));
+    let datanodes = patient(operators.scm(ListDatanodes {}));
+    let repair = patient(operators.scm(GetRepair {}));
+    let ((om_group, scm_group), om, scm, datanodes, repair) =
+        join!(join(om_group, scm_group), om, scm, datanodes, repair);
+    let mut problems = Vec::new();
+    // One word for each service, not one for each of its calls.
+    for (name, error) in [
+        ("om", om_group.as_ref().err().or(om.as_ref().err())),
+        ("scm", scm.as_ref().err().or(datanodes.as_ref().err())),
+    ] {
+        if let Some(error) = error {
+            problems.push(silent(name, error));
+        }
+    }
+    let status = ClusterStatus {
+        problems,
+        om_group: om_group.ok(),
+        scm_group: scm_group.ok(),
+        om: om.ok(),
+        scm: scm.ok(),
+        datanodes: datanodes.unwrap_or_default(),
+        repair: repair.ok(),
+    };
+    json(judged(status, clock::now_ms()))
+}
+
+async fn patient<T>(call: impl Future<Output = Result<T, ApiError>>) -> Result<T, String> {
+    match timeout(PATIENCE, call).await {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+    }
+}
+
+fn silent(service: &str, error: &str) -> Problem {
+    let what = format!("{service} does not answer: {error}");
+    let action =
+        "start the meta nodes and look at their logs: a majority of them must run and reach one another";
+    critical(what, action)
+}
+
+fn critical(what: impl Into<String>, action: impl Into<String>) -> Problem {
+    Problem { severity: Severity::Critical, what: what.into(), action: action.into() }
+}
+
+fn warning(what: impl Into<String>, action: impl Into<String>) -> Problem {
+    Problem { severity: Severity::Warning, what: what.into(), action: action.into() }
+}
+
+/// Adds what the answers show to be wrong.
+fn judged(mut status: ClusterStatus, now_ms: UnixMs) -> ClusterStatus {
+    let mut found = Vec::new();
+    for group in status.om_group.iter().chain(&status.scm_group) {
+        judge_group(group, &mut found);
+    }
+    for datanode in &status.datanodes {
+        judge_datanode(datanode, &mut found);
+    }
+    if let Some(scm) = &status.scm {
+        let awaiting = scm.awaiting.iter();
+        found.extend(
+            awaiting.map(|what| critical(format!("writes wait: {what}"), "ferrozone admin datanode list")),
+        );
+    }
+    if let Some(repair) = &status.repair {
+        let count = |number: u64, what: &str| format!("{number} {} {what}", plural(number, "container"));
+        if repair.missing > 0 {
+            found.push(critical(
+                count(repair.missing, "cannot be read: no whole replica is reachable"),
+                "bring the datanodes back that hold them: ferrozone admin container list --health missing",
+            ));
+        }
+        if repair.unhealthy > 0 {
+            found.push(warning(
+                count(repair.unhealthy, "with a damaged replica"),
+                "replaced by itself while a whole one is left: ferrozone admin container list --health unhealthy",
+            ));
+        }
+        if repair.under_replicated > 0 {
+            found.push(warning(
+                count(repair.under_replicated, "with too few replicas"),
+                "copied by itself if enough datanodes live: ferrozone admin repair",
+            ));
+        }
+    }
+    if let Some(oldest_ms) = status.om.as_ref().and_then(|om| om.deletion_oldest_ms) {
+        let age_ms = now_ms.saturating_sub(oldest_ms);
+        if age_ms > DELETION_LATE_MS {
+            found.push(warning(
+                format!("freed blocks have waited {} h for their deletion", age_ms / 3_600_000),
+                "space comes back once SCM and the datanodes that hold them answer",
+            ));
+        }
+    }
+    status.problems.extend(found);
+    // Stable: within a severity the order above stays.
+    status.problems.sort_by_key(|problem| problem.severity);
+    status
+}
+
+fn judge_group(group: &GroupInfo, found: &mut Vec<Problem>) {
+    let name = &group.group;
+    if group.leader.is_none() {
+        found.push(critical(
+            format!("{name} has no leader"),
+            "a majority of its voters must run and reach one another; an election takes two seconds",
+        ));
+    }
+    let voters = group.members.iter().filter(|member| member.role == MemberRole::Voter).count();
+    let silent: Vec<&str> = group
+        .members
+        .iter()
+        .filter(|member| member.is_active == Some(false))
+        .map(|member| member.member.node.as_str())
+        .collect();
+    if !silent.is_empty() {
+        found.push(warning(
+            format!(
+                "{name}: {} of {voters} voters does not answer its leader: {}",
+                silent.len(),
+                silent.join(", ")
+            ),
+            "start that node; if its disk is lost: ferrozone admin remove-peer, then add-peer",
+        ));
+    }
+    if voters == 2 {
+        found.push(warning(
+            format!("{name} has two voters: it stops when either of them does"),
+            "add a third: ferrozone cluster add-node, then ferrozone admin add-peer",
+        ));
+    }
+}
+
+fn judge_datanode(datanode: &DatanodeInfo, found: &mut Vec<Problem>) {
+    let name =
+        if datanode.node.is_empty() { datanode.datanode.id.to_string() } else { datanode.node.clone() };
+    let is_expected_away =
+        matches!(datanode.operational, OperationalInfo::Maintenance | OperationalInfo::Decommissioned);
+    let since = datanode.silent_ms.map_or_else(String::new, |ms| format!(" for {} s", ms / 1000));
+    match datanode.liveness {
+        LivenessInfo::Live => {}
+        _ if is_expected_away => {}
+        LivenessInfo::Silent => {
+            found.push(warning(
+                format!("datanode {name} is silent{since}: no new writes go there"),
+                "look at its log",
+            ));
+        }
+        LivenessInfo::Stale | LivenessInfo::Dead => {
+            let word = if datanode.liveness == LivenessInfo::Dead { "dead" } else { "stale" };
+            found.push(warning(
+                format!("datanode {name} is {word}: silent{since}, {} containers", datanode.containers),
+                "start it; if it will not return: ferrozone admin datanode forget",
+            ));
+        }
+        LivenessInfo::Unknown => {
+            found.push(warning(
+                format!("datanode {name} has not spoken to the present leader of scm"),
+                "start it, or look at its log",
+            ));
+        }
+    }
+    for disk in &datanode.disks {
+        let used = disk.capacity_bytes.saturating_sub(disk.available_bytes);
+        if disk.is_failed {
+            found.push(warning(
+                format!("disk {} of datanode {name} has failed", disk.path),
+                "replace it and restart the datanode; its containers are copied from elsewhere meanwhile",
+            ));
+        } else if disk.capacity_bytes > 0 && used / (disk.capacity_bytes / 100).max(1) >= DISK_FULL_PERCENT {
+            found.push(warning(
+                format!("disk {} of datanode {name} is more than {DISK_FULL_PERCENT}% full", disk.path),
+                "add disks or datanodes, or delete keys",
+            ));
+        }
+    }
+}
+
+fn plural(number: u64, word: &str) -> String {
+    if number == 1 { word.to_owned() } else { format!("{word}s") }
+}

@@ -397,12 +397,14 @@ fn node_toml(plan: &Plan, nodes: &Nodes, cluster: &Cluster) -> String {
             Replicas::Three => "three",
         };
         text.push_str(&format!(
-            "\n# Replicas of a key, until `ferrozone admin om set-replication` says otherwise.\n\
+            "\n# Replicas of a key, until `ferrozone admin set-replication` says otherwise.\n\
              [om]\nreplication = \"{replication}\"\n"
         ));
     }
     if let Some((raft_id, incarnation)) = plan.joining {
-        text.push_str("\n# This replica waits to be added: ferrozone admin add-peer --node node.toml\n");
+        text.push_str(
+            "\n# This replica waits to be added: POST /api/v1/groups/GROUP/members of the admin API\n",
+        );
         for role in [Role::Om, Role::Scm].into_iter().filter(|role| plan.roles.contains(role)) {
             text.push_str(&format!(
                 "[{}]\njoin = true\nraft_id = {raft_id}\nincarnation = \"{incarnation}\"\n",
@@ -474,7 +476,7 @@ fn tell_added(out: &Path, plan: &Plan) -> String {
     );
     if let Some((raft_id, _)) = plan.joining {
         text.push_str(&format!(
-            "It has raft id {raft_id} and waits to be added: ferrozone admin add-peer --node {dir}/node.toml\n"
+            "It has raft id {raft_id} and waits to be added: POST /api/v1/groups/GROUP/members of the admin API\n"
         ));
     }
     text

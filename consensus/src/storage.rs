@@ -44,7 +44,7 @@ impl LogStore {
             fatal(&self.group, "cannot append to the log", &error);
         }
         wire::failpoint::hit("consensus_log_appended");
-        if must_sync {
+        if must_sync && !wire::planted::is_on("log_not_synced") {
             if let Err(error) = self.log.sync() {
                 fatal(&self.group, "cannot sync the log", &error);
             }

@@ -378,7 +378,13 @@ impl BlockWrite {
                         Failure::new(Status::Corrupt, "a datanode stored other bytes than were sent");
                     fail(replica, &self.failed, failure);
                 }
-                Err(failure) if is_refusal(&failure) => replica.end(State::Refused(failure)),
+                Err(failure) if is_refusal(&failure) => {
+                    if failure.status == Status::DiskFull {
+                        // Well, but of no use to the next block either.
+                        self.failed.note(replica.datanode);
+                    }
+                    replica.end(State::Refused(failure));
+                }
                 Err(failure) => fail(replica, &self.failed, failure),
             }
         }

@@ -57,8 +57,8 @@ const BLOCKS_TRIED_MAX: u32 = 7;
 /// A datanode that failed a write is gone round for this long, or until it acknowledges one: twice what SCM needs to see
 /// that it is silent. Not much longer: while it is gone round there is one node less for the next failure.
 const FAILED_MEMORY: Duration = Duration::from_secs(10);
-/// After a pipeline was lost the next block is taken after this, then after twice as long: SCM needs a moment to open one
-/// that is whole. Over all blocks tried two and a half seconds.
+/// After a pipeline was lost, or a second block refused, the next one is taken after this, then after twice as long: SCM
+/// needs a moment to open one that is whole. Over all blocks tried two and a half seconds.
 const LOST_PAUSE: Duration = Duration::from_millis(40);
 
 /// Memory that a body of this length takes here while it is written.
@@ -198,7 +198,7 @@ impl KeyWriter {
     ) -> Result<OpenBlock, Failure> {
         let replication = open.lent.pipeline.replication;
         let mut pause = LOST_PAUSE;
-        for _ in 0..BLOCKS_TRIED_MAX {
+        for turn in 0..BLOCKS_TRIED_MAX {
             let (lent, why) = match open.advance(closes).await {
                 Verdict::Reached => {
                     let failed = open.write.failed();
@@ -214,6 +214,11 @@ impl KeyWriter {
                 Verdict::Refused(failure) => {
                     self.loans.leave(open.lent.block.container);
                     open.check_held(&failure)?;
+                    if turn > 0 {
+                        // One closing container is usual. Several say that OM and SCM need a moment.
+                        tokio::time::sleep(pause).await;
+                        pause *= 2;
+                    }
                     (self.loans.take(replication).await?, "refused")
                 }
                 Verdict::Lost(failure) => {

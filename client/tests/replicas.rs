@@ -123,6 +123,22 @@ async fn refusal_is_no_failure() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn full_datanode_is_gone_round() {
+    for (length, is_known) in bodies() {
+        let cluster = Cluster::of(4).await;
+        let data = pattern(length);
+        // OM knows nothing of it: whatever it lends without being told has the full node sooner or later.
+        cluster.nodes[0].set(Mode::Refuses(Status::DiskFull));
+        for _ in 0..4 {
+            let (outcome, took) = cluster.put(Three, &data, is_known).await;
+            outcome.unwrap_or_else(|failure| panic!("{length}: {failure}"));
+            assert!(took < SECONDS(1), "{length}: {took:?}");
+        }
+        assert_eq!(cluster.degrades(), 0, "a full datanode keeps what it has");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn refusal_beside_a_failure_still_degrades_nothing() {
     let cluster = Cluster::of(3).await;
     let (first, _) = cluster.put(Three, &pattern(SMALL), true).await;

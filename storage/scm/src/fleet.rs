@@ -96,7 +96,9 @@ impl Fleet {
     /// A datanode begins a life with a full report, or repeats it.
     pub(crate) fn register(&mut self, address: DatanodeAddress, news: News, now_ns: u64) {
         let id = address.id;
-        let failed_ns = self.nodes.get(&id).and_then(|node| node.failed_ns);
+        // What a life that has ended failed at says nothing about the new one.
+        let same_life = self.nodes.get(&id).filter(|node| node.incarnation == news.incarnation);
+        let failed_ns = same_life.and_then(|node| node.failed_ns);
         let mut node = Node {
             incarnation: news.incarnation,
             address,

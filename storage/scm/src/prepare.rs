@@ -19,7 +19,7 @@ use wire::scm::{ContainerState, GrantLease, LogDeletions};
 
 use crate::command::{self, Command, DeletionPart};
 use crate::config::ScmConfig;
-use crate::fleet::{Fleet, Liveness};
+use crate::fleet::{Fleet, Liveness, Node};
 use crate::placement::{Candidate, place, replicas_wanted};
 use crate::schema::{
     CONTAINER, ContainerRow, DATANODE, DatanodeRow, LEASE, LeaseRow, OperationalState, active_containers,
@@ -74,7 +74,7 @@ impl<R: Rows> Scene<'_, R> {
     pub(crate) fn grant(&self, request: &GrantLease, seed: u64) -> Result<Grant, StoreError> {
         let open = self.open_containers(request.replication)?;
         let avoid: BTreeSet<_> = request.avoid.iter().collect();
-        let mut candidates = self.candidates();
+        let mut candidates = self.roomy(request.replication).unwrap_or_else(|| self.candidates());
         // Without the datanodes that failed the writer, if there can be a container without them.
         let (others, shunned): (Vec<_>, Vec<_>) = candidates
             .iter()
@@ -198,6 +198,23 @@ impl<R: Rows> Scene<'_, R> {
             .collect()
     }
 
+    /// The candidates with room for a block or more, if they are enough for a container. Blocks of one with a full
+    /// datanode would be refused one after the other.
+    fn roomy(&self, replication: Replication) -> Option<Vec<Candidate>> {
+        let mut candidates = self.candidates();
+        candidates.retain(|candidate| candidate.available_bytes >= self.config.room_min());
+        (candidates.len() >= replicas_min(replication)).then_some(candidates)
+    }
+
+    /// Whether a member is full while others could take the writes.
+    fn is_cramped(&self, row: &ContainerRow) -> bool {
+        let is_full = |datanode| {
+            let available = self.fleet.node(datanode).and_then(Node::available_bytes);
+            available.is_some_and(|bytes| bytes < self.config.room_min())
+        };
+        row.valid().any(|replica| is_full(replica.datanode)) && self.roomy(row.replication).is_some()
+    }
+
     fn open_containers(
         &self,
         replication: Replication,
@@ -225,8 +242,9 @@ impl<R: Rows> Scene<'_, R> {
         let wanted = replicas_wanted(row.replication);
         let is_narrow = row.valid().count() < wanted
             && self.now_ms >= row.created_ms.saturating_add(NARROW_MS)
-            && self.candidates().len() >= wanted;
+            && self.roomy(row.replication).is_some_and(|candidates| candidates.len() >= wanted);
         is_narrow
+            || self.is_cramped(row)
             || !row.can_grant(LEASE_IDS)
             || row.valid().any(|replica| {
                 let is_dead =

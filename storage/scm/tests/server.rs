@@ -279,6 +279,37 @@ async fn failed_disks_and_unhealthy_or_sealed_replicas_take_no_writes() {
 }
 
 #[tokio::test]
+async fn full_datanodes_take_writes_only_if_nobody_else_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::open(dir.path()).await;
+    for number in 1..=3 {
+        cluster.register(number, 1).await;
+    }
+    let narrowed = cluster.grant(Replication::Three, 1, &[]).await.unwrap();
+    assert_eq!(narrowed.pipeline.members.len(), 3);
+
+    let mut full = registration(CLUSTER, 1, 1);
+    full.disks[0].available_bytes = 1000;
+    call_scm(&*cluster.scm, full.clone()).await.unwrap();
+    // Not a lease more of the old container, and a new one without the full node.
+    let lease = cluster.grant(Replication::Three, 2, &[]).await.unwrap();
+    assert_ne!(lease.container, narrowed.container);
+    let members: Vec<u128> = lease.pipeline.members.iter().map(|member| member.id.0.as_u128()).collect();
+    assert_eq!(members, [2, 3]);
+    cluster.heartbeat(2, 1, vec![replica(narrowed.container)]).await;
+    let held = vec![narrowed.id, lease.id];
+    let end = call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end;
+    assert_eq!(end, [narrowed.id]);
+
+    // Two of three full: refusing everything would be worse than trying.
+    full.datanode.id = DatanodeId(Uuid::from_u128(2));
+    call_scm(&*cluster.scm, full).await.unwrap();
+    let lease = cluster.grant(Replication::Three, 3, &[lease.container.0]).await.unwrap();
+    assert_eq!(lease.pipeline.members.len(), 3);
+    cluster.scm.shutdown().await;
+}
+
+#[tokio::test]
 async fn deletions_reach_the_datanode_until_it_has_passed_them() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::open(dir.path()).await;

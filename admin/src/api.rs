@@ -165,6 +165,7 @@ pub const ROUTES: &[Route] = routes! {
     POST "/api/v1/datanodes/{id}/maintenance" scm::maintenance, "let it be away: {until_ms?, force?}";
     POST "/api/v1/datanodes/{id}/recommission" scm::recommission, "let it take part again";
     POST "/api/v1/datanodes/{id}/forget" scm::forget, "strike off a dead or decommissioned one: {force?}";
+    GET "/api/v1/datanodes/{id}/loss" scm::loss, "what lies there and nowhere else";
     GET "/api/v1/containers" scm::list_containers, "containers: after, max, state, datanode, health";
     POST "/api/v1/containers/raise" scm::raise, "raise containers of one replica to three: {after?, max?}";
     GET "/api/v1/containers/{id}" scm::get_container, "a container with its replicas";

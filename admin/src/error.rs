@@ -57,9 +57,10 @@ impl ApiError {
         match error {
             CallError::Failed(failure) => Self::Failed { service: "om", failure },
             CallError::Rejected(rejection) => match &rejection {
-                Rejection::NoSuchBucket | Rejection::NoSuchKey | Rejection::NoSuchUpload => {
-                    Self::NotFound(rejection.to_string())
-                }
+                Rejection::NoSuchBucket
+                | Rejection::NoSuchKey
+                | Rejection::NoSuchUpload
+                | Rejection::NoSuchVolume => Self::NotFound(rejection.to_string()),
                 Rejection::Invalid(message) => Self::BadRequest(message.clone()),
                 _ => Self::Conflict(rejection.to_string()),
             },

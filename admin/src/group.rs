@@ -1,7 +1,7 @@
 //! The Raft groups of OM and SCM and their members.
 
 use serde::Deserialize;
-use wire::group::{GroupInfo, Member, MembershipChange};
+use wire::group::{GroupInfo, Member, MemberInfo, MemberRole, MembershipChange};
 use wire::operator::{GetGroup, TransferLeadership};
 
 use crate::api::{Answer, Call, Operators, json};
@@ -51,7 +51,30 @@ pub(crate) async fn promote(operators: &Operators, call: &Call) -> Answer {
 
 pub(crate) async fn remove(operators: &Operators, call: &Call) -> Answer {
     let force = call.text("force") == Some("true");
-    change(operators, call, MembershipChange::Remove { raft_id: call.path("raft_id")?, force }).await
+    let raft_id = call.path("raft_id")?;
+    if let Some(refusal) = fewer_failures(&info(operators, group(call)?).await?, raft_id).filter(|_| !force) {
+        return Err(ApiError::Conflict(refusal));
+    }
+    change(operators, call, MembershipChange::Remove { raft_id, force }).await
+}
+
+/// Why a member had better stay: the group would survive fewer failures than now. To remove one that does not answer
+/// takes nothing away, nor does going from two voters to one.
+fn fewer_failures(group: &GroupInfo, raft_id: u64) -> Option<String> {
+    let voters = || group.members.iter().filter(|member| member.role == MemberRole::Voter);
+    let active = |member: &&MemberInfo| member.is_active != Some(false);
+    let survived = |active: usize, voters: usize| active.saturating_sub(voters / 2 + 1);
+    let rest = || voters().filter(|member| member.member.raft_id != raft_id);
+    let now = survived(voters().filter(active).count(), voters().count());
+    let then = survived(rest().filter(active).count(), rest().count());
+    (then < now).then(|| {
+        format!(
+            "without replica {raft_id} {} would be left with {} voters and survive {then} failures, not {now}: add another \
+             one first, or force it",
+            group.group,
+            rest().count()
+        )
+    })
 }
 
 #[derive(Deserialize)]
@@ -69,4 +92,55 @@ pub(crate) async fn transfer(operators: &Operators, call: &Call) -> Answer {
         Group::Scm => operators.scm(request).await?,
     }
     get(operators, call).await
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// A group of voters, of which those named do not answer.
+    fn voters(count: u64, silent: &[u64]) -> GroupInfo {
+        let members = (1..=count).map(|raft_id| MemberInfo {
+            member: Member {
+                raft_id,
+                incarnation: Uuid::from_u128(raft_id.into()),
+                node: format!("m{raft_id}"),
+                address: "m:1".parse().expect("an address"),
+            },
+            role: MemberRole::Voter,
+            is_leader: raft_id == 1,
+            match_index: None,
+            is_active: Some(!silent.contains(&raft_id)),
+        });
+        GroupInfo {
+            group: "om".to_owned(),
+            raft_id: 1,
+            term: 1,
+            leader: Some(1),
+            commit_index: 1,
+            applied_index: 1,
+            log_first_index: 1,
+            log_last_index: 1,
+            state_hash: String::new(),
+            members: members.collect(),
+        }
+    }
+
+    #[test]
+    fn member_that_is_needed_stays_and_a_lost_one_may_go() {
+        let refusal = fewer_failures(&voters(3, &[]), 2).expect("a refusal");
+        assert!(refusal.contains("2 voters and survive 0 failures, not 1"), "{refusal}");
+        assert!(fewer_failures(&voters(5, &[]), 2).is_some());
+        for (count, silent, removed) in
+            [(3, vec![2], 2), (4, vec![2], 2), (4, vec![], 2), (2, vec![], 2), (1, vec![], 1)]
+        {
+            assert_eq!(
+                fewer_failures(&voters(count, &silent), removed),
+                None,
+                "{count} {silent:?} {removed}"
+            );
+        }
+    }
 }

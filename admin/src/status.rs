@@ -91,7 +91,7 @@ fn judged(mut status: ClusterStatus, now_ms: UnixMs) -> ClusterStatus {
     if let Some(scm) = &status.scm {
         let awaiting = scm.awaiting.iter();
         found.extend(
-            awaiting.map(|what| critical(format!("writes wait: {what}"), "ferrozone admin datanodes")),
+            awaiting.map(|what| critical(format!("writes wait: {what}"), "ferrozone admin datanode list")),
         );
     }
     if let Some(repair) = &status.repair {
@@ -99,13 +99,13 @@ fn judged(mut status: ClusterStatus, now_ms: UnixMs) -> ClusterStatus {
         if repair.missing > 0 {
             found.push(critical(
                 count(repair.missing, "cannot be read: no whole replica is reachable"),
-                "bring the datanodes back that hold them: ferrozone admin containers --health missing",
+                "bring the datanodes back that hold them: ferrozone admin container list --health missing",
             ));
         }
         if repair.unhealthy > 0 {
             found.push(warning(
                 count(repair.unhealthy, "with a damaged replica"),
-                "replaced by itself while a whole one is left: ferrozone admin containers --health unhealthy",
+                "replaced by itself while a whole one is left: ferrozone admin container list --health unhealthy",
             ));
         }
         if repair.under_replicated > 0 {
@@ -152,13 +152,13 @@ fn judge_group(group: &GroupInfo, found: &mut Vec<Problem>) {
                 silent.len(),
                 silent.join(", ")
             ),
-            "start that node; if its disk is lost, remove it (DELETE /api/v1/groups) and add another",
+            "start that node; if its disk is lost: ferrozone cluster add-node, then ferrozone admin replace-node",
         ));
     }
     if voters == 2 {
         found.push(warning(
             format!("{name} has two voters: it stops when either of them does"),
-            "add a third: ferrozone cluster add-node, then POST /api/v1/groups",
+            "add a third: ferrozone cluster add-node, then ferrozone admin om add-peer and scm add-peer",
         ));
     }
 }
@@ -182,7 +182,7 @@ fn judge_datanode(datanode: &DatanodeInfo, found: &mut Vec<Problem>) {
             let word = if datanode.liveness == LivenessInfo::Dead { "dead" } else { "stale" };
             found.push(warning(
                 format!("datanode {name} is {word}: silent{since}, {} containers", datanode.containers),
-                "start it; if it will not return: ferrozone admin datanode forget ID",
+                "start it; if it will not return: ferrozone admin datanode forget",
             ));
         }
         LivenessInfo::Unknown => {

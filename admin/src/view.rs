@@ -98,3 +98,16 @@ pub struct BlockLocation {
     /// Its replicas.
     pub replicas: Vec<ReplicaInfo>,
 }
+
+/// What would be lost with a datanode that never returned: what lies there and nowhere else where it can be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Containers.
+    pub containers: u64,
+    /// The first of them.
+    pub named: Vec<ContainerId>,
+    /// Some of their keys: `bucket/key`.
+    pub keys: Vec<String>,
+    /// There are more keys.
+    pub more_keys: bool,
+}

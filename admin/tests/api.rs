@@ -331,6 +331,7 @@ const CALLS: &[(&str, &str, &str, &str, &str)] = &[
         "scm SetDatanode",
     ),
     ("POST", "/api/v1/datanodes/{id}/forget", "/api/v1/datanodes/d1/forget", "", "scm SetDatanode"),
+    ("GET", "/api/v1/datanodes/{id}/loss", "/api/v1/datanodes/d1/loss", "", "om ListContainerKeys"),
     (
         "GET",
         "/api/v1/containers",

@@ -397,13 +397,13 @@ fn node_toml(plan: &Plan, nodes: &Nodes, cluster: &Cluster) -> String {
             Replicas::Three => "three",
         };
         text.push_str(&format!(
-            "\n# Replicas of a key, until `ferrozone admin set-replication` says otherwise.\n\
+            "\n# Replicas of a key, until `ferrozone admin om set-replication` says otherwise.\n\
              [om]\nreplication = \"{replication}\"\n"
         ));
     }
     if let Some((raft_id, incarnation)) = plan.joining {
         text.push_str(
-            "\n# This replica waits to be added: POST /api/v1/groups/GROUP/members of the admin API\n",
+            "\n# This replica waits to be added: `ferrozone admin replace-node`, or `om add-peer` and `scm add-peer`.\n",
         );
         for role in [Role::Om, Role::Scm].into_iter().filter(|role| plan.roles.contains(role)) {
             text.push_str(&format!(
@@ -476,7 +476,9 @@ fn tell_added(out: &Path, plan: &Plan) -> String {
     );
     if let Some((raft_id, _)) = plan.joining {
         text.push_str(&format!(
-            "It has raft id {raft_id} and waits to be added: POST /api/v1/groups/GROUP/members of the admin API\n"
+            "It has raft id {raft_id} and waits to be added. With --config of a running node, to stand beside the others:\n  \
+             ferrozone admin om add-peer {dir}/node.toml; ferrozone admin scm add-peer {dir}/node.toml\n\
+             or in the place of a lost one:\n  ferrozone admin replace-node LOST {dir}/node.toml\n"
         ));
     }
     text

@@ -131,17 +131,22 @@ enum TextOrNumber {
     Number(u64),
 }
 
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let size = bytesize::ByteSize::from_str(text);
+        size.map(|size| Self(size.as_u64())).map_err(|_| format!("{text:?} is no size; write 64MiB or 5GiB"))
+    }
+}
+
 impl TryFrom<TextOrNumber> for Size {
     type Error = String;
 
     fn try_from(value: TextOrNumber) -> Result<Self, String> {
         match value {
             TextOrNumber::Number(bytes) => Ok(Self(bytes)),
-            TextOrNumber::Text(text) => {
-                let size = bytesize::ByteSize::from_str(&text);
-                size.map(|size| Self(size.as_u64()))
-                    .map_err(|_| format!("{text:?} is no size; write 64MiB or 5GiB"))
-            }
+            TextOrNumber::Text(text) => text.parse(),
         }
     }
 }
@@ -152,14 +157,10 @@ impl From<Size> for String {
     }
 }
 
-impl TryFrom<TextOrNumber> for Span {
-    type Error = String;
+impl FromStr for Span {
+    type Err = String;
 
-    fn try_from(value: TextOrNumber) -> Result<Self, String> {
-        let text = match value {
-            TextOrNumber::Number(number) => return Err(format!("{number} has no unit; write {number}s")),
-            TextOrNumber::Text(text) => text,
-        };
+    fn from_str(text: &str) -> Result<Self, String> {
         let refuse = || format!("{text:?} is no span of time; write 500ms, 10s, 5m, 1h or 7d");
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let number: u64 = digits.trim().parse().map_err(|_| refuse())?;
@@ -172,6 +173,17 @@ impl TryFrom<TextOrNumber> for Span {
             _ => return Err(refuse()),
         };
         Ok(Self(Duration::from_millis(number.checked_mul(unit_ms).ok_or_else(refuse)?)))
+    }
+}
+
+impl TryFrom<TextOrNumber> for Span {
+    type Error = String;
+
+    fn try_from(value: TextOrNumber) -> Result<Self, String> {
+        match value {
+            TextOrNumber::Number(number) => Err(format!("{number} has no unit; write {number}s")),
+            TextOrNumber::Text(text) => text.parse(),
+        }
     }
 }
 

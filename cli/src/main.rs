@@ -1,8 +1,8 @@
-//! The one binary, `ferrozone`: `server` runs the roles, `cluster` makes the files of a cluster's nodes, `env`
-//! tells clients how to reach it, `bench` measures.
+//! The one binary, `ferrozone`: `server` runs the roles, `cluster` makes the files of a cluster's nodes, `env` tells clients
+//! how to reach it, `admin` and `sh` ask and direct it, `bench` measures.
 //!
 //! Exit codes: 0 success; 1 failure, said on standard error; 2 wrong arguments; 78 (EX_CONFIG) a configuration or a
-//! data directory that cannot be used; `bench` has its own, told by its help.
+//! data directory that cannot be used; `admin`, `sh` and `bench` have more, told by their help.
 
 mod admin_cli;
 mod bench;
@@ -11,8 +11,11 @@ mod cluster_init;
 mod config;
 mod env;
 mod identity;
+mod reach;
 mod roles;
 mod server;
+mod sh_cli;
+mod show;
 mod topology;
 
 use std::process::ExitCode;
@@ -39,6 +42,8 @@ enum Command {
     Cluster(cluster_init::ClusterArgs),
     /// Ask and direct a cluster: status, datanodes, containers, repair, where a key is.
     Admin(admin_cli::AdminArgs),
+    /// Ozone's namespace: volumes, buckets, links, quotas, keys.
+    Sh(sh_cli::ShArgs),
     /// Measure an S3 endpoint.
     Bench(Box<bench::BenchArgs>),
 }
@@ -49,13 +54,15 @@ fn main() -> ExitCode {
         Command::Env(args) => env::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Cluster(args) => cluster_init::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Admin(args) => run_async(admin_cli::run(args)),
+        Command::Sh(args) => run_async(sh_cli::run(args)),
         Command::Bench(args) => run_async(bench::run(*args)),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("ferrozone: {error:#}");
-        match error.downcast_ref::<server::Unusable>() {
-            Some(_) => ExitCode::from(EXIT_CONFIG),
-            None => ExitCode::FAILURE,
+        match (error.downcast_ref::<server::Unusable>(), error.downcast_ref::<reach::Refusal>()) {
+            (Some(_), _) => ExitCode::from(EXIT_CONFIG),
+            (_, Some(refusal)) => ExitCode::from(refusal.exit_code()),
+            _ => ExitCode::FAILURE,
         }
     })
 }

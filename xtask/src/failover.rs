@@ -83,14 +83,14 @@ async fn write(client: &S3Client) -> Result<(), s3_client::Error> {
 fn leader(binary: &std::path::Path, rig: &Rig, gateway: &str) -> Result<String> {
     wait_until("a leader of OM", Duration::from_secs(30), || {
         let mut command = std::process::Command::new(binary);
-        rig.admin(&mut command, gateway, &["group", "om"]);
+        rig.admin(&mut command, gateway, &["--json", "om", "members"]);
         let outcome = command.output().context("run ferrozone admin")?;
         if !outcome.status.success() {
             return Ok(None);
         }
         let shown: Value = serde_json::from_slice(&outcome.stdout).context("read ferrozone admin")?;
         let Some(members) = shown.get("members").and_then(Value::as_array) else {
-            bail!("ferrozone admin om show has no members: {shown}");
+            bail!("ferrozone admin om members has none: {shown}");
         };
         let leads = members.iter().find(|member| member["is_leader"] == true);
         Ok(leads.and_then(|member| member.pointer("/member/node")?.as_str().map(str::to_owned)))

@@ -146,6 +146,42 @@ impl Tls {
     }
 }
 
+/// Authorities by which a caller that shows no certificate of its own checks a server: operators' and users' tools.
+#[derive(Clone)]
+pub struct Trust(Arc<ClientConfig>);
+
+impl Trust {
+    /// Trusts what the authorities in a PEM file signed, and nothing else.
+    pub fn open(authorities: &PathBuf) -> Result<Self, TlsError> {
+        let no_authority = |reason: String| TlsError::NoAuthority { path: authorities.clone(), reason };
+        let mut roots = RootCertStore::empty();
+        let (added, refused) = roots.add_parsable_certificates(certificates(authorities)?);
+        if added == 0 {
+            return Err(no_authority(format!("none of its {refused} certificates can be used")));
+        }
+        let provider = Arc::new(crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.map_err(|error| no_authority(error.to_string()))?;
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// Shakes hands with the server named `host`.
+    pub async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<Stream> {
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let shaken = TlsConnector::from(self.0.clone()).connect(name, stream);
+        let stream = timeout(HANDSHAKE_DEADLINE, shaken).await.map_err(|_| late())??;
+        Ok(Stream::Secure(Box::new(TlsStream::Client(stream))))
+    }
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Trust")
+    }
+}
+
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tls({:?})", self.files)

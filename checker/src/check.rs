@@ -293,31 +293,6 @@ fn last_at(writes: Option<&Vec<Placed>>, index: u64) -> Option<Placed> {
     count.checked_sub(1).map(|at| writes[at])
 }
 
-/// What every key must hold at the end, by the last write whose place is known; None where an unanswered operation could
-/// have changed it.
-pub fn expected_at_end(history: &History, keys: usize) -> Vec<Option<Option<OpId>>> {
-    let mut expected = vec![(0, None); keys];
-    let mut open = vec![0_u64; keys];
-    for op in &history.ops {
-        let (key, place) = match (&op.ask, &op.answer) {
-            (Ask::Put { key, .. } | Ask::Copy { to: key, .. }, Answer::Written { index, content }) => {
-                (*key, Some((*index, Some(*content))))
-            }
-            (Ask::Delete { key }, Answer::Deleted { index }) => (*key, Some((*index, None))),
-            (Ask::Put { key, .. } | Ask::Copy { to: key, .. } | Ask::Delete { key }, Answer::Unknown) => {
-                (*key, None)
-            }
-            _ => continue,
-        };
-        match place {
-            Some(place) if place.0 >= expected[key].0 => expected[key] = place,
-            Some(_) => {}
-            None => open[key] += 1,
-        }
-    }
-    expected.into_iter().zip(open).map(|((_, content), open)| (open == 0).then_some(content)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

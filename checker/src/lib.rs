@@ -12,7 +12,7 @@
 mod check;
 mod history;
 
-pub use check::{check, expected_at_end};
+pub use check::check;
 pub use history::{
     Answer, Ask, Condition, History, KeyIndex, Op, OpId, Page, body_of, etag_of, upload_etag_of,
 };

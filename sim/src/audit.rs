@@ -6,7 +6,11 @@
 //!   replicas    equal state hashes at equal applied indexes (R1)
 //!   redundancy  every container has its replicas, whole (G2)
 //!   space       datanodes hold what the block table names, and nothing else beyond grace (G1)
+//!   whole       every block of the table is read back from every VALID replica; what had rotted is replaced (G2)
 //! ```
+//!
+//! Some things must hold all the time and are watched during the load: orders for other lives of a replica are not obeyed,
+//! and in a gentle run no replica is left out.
 //!
 //! Not here: what was answered before (the crate `checker`).
 
@@ -16,9 +20,11 @@ use std::time::Duration;
 
 use checker::{Answer, Ask, Condition};
 use client::service::{call_om, call_scm};
-use platform::{node, task};
+use platform::node::{self, NodeIndex};
+use platform::task;
+use wire::block::Replication;
 use wire::group::GroupInfo;
-use wire::ids::{ContainerId, LocalId};
+use wire::ids::{BlockId, ContainerId, DatanodeId, LocalId};
 use wire::operator::{
     ContainerDetails, ContainerHealth, GetGroup, ListContainerKeys, ListContainers, PAGE_MAX,
 };
@@ -42,7 +48,9 @@ pub(crate) async fn audit(run: &Rc<Run>) {
     within(run, "state machines differ", LEVEL_WITHIN, level).await;
     within(run, "redundancy is not restored", WHOLE_WITHIN, redundancy).await;
     within(run, "space is not reclaimed", WHOLE_WITHIN, space).await;
+    within(run, "replicas are not whole", WHOLE_WITHIN, whole).await;
     reads(run).await;
+    wrong_orders(run);
     run.trace.line("audited".to_owned());
 }
 
@@ -76,7 +84,7 @@ async fn serves(run: &Rc<Run>) {
         loop {
             let ask = Ask::Put { key, condition: Condition::None, bytes: 100, by_upload: false };
             let id = run.history.lock().begin(ask);
-            let (gateway, replication) = (gateway.clone(), run.plan.replication);
+            let (gateway, replication) = (gateway.clone(), Replication::Three);
             let put = node::enter(Some(index), || {
                 task::spawn(async move { gateway.put(id, key, Condition::None, 100, replication).await })
             });
@@ -106,7 +114,7 @@ async fn reads(run: &Rc<Run>) {
         let read = node::enter(Some(index), || {
             task::spawn(async move {
                 match work {
-                    Ask::Get { key } => gateway.get(key).await,
+                    Ask::Get { key } => gateway.get(key, Duration::ZERO).await,
                     _ => gateway.list().await,
                 }
             })
@@ -185,28 +193,33 @@ async fn redundancy(run: Rc<Run>) -> Result<(), String> {
     Ok(())
 }
 
+/// The blocks that the block table names in a container.
+async fn owned(run: &Run, container: ContainerId) -> Result<BTreeMap<LocalId, u64>, String> {
+    let om = run.cluster.om();
+    let mut owned = BTreeMap::new();
+    let mut after = LocalId(0);
+    loop {
+        let request = ListContainerKeys { container, after, max: PAGE_MAX };
+        let page = call_om(&*om, request).await.map_err(|error| error.to_string())?;
+        for block in &page.blocks {
+            after = block.local;
+            if !block.is_freed {
+                owned.insert(block.local, block.length);
+            }
+        }
+        if !page.is_truncated {
+            return Ok(owned);
+        }
+    }
+}
+
 /// Every replica holds as many blocks as the block table names, none more.
 async fn space(run: Rc<Run>) -> Result<(), String> {
-    let om = run.cluster.om();
     for container in containers(&run).await? {
         if container.state == ContainerState::Deleted {
             continue;
         }
-        let mut owned: BTreeMap<LocalId, u64> = BTreeMap::new();
-        let mut after = LocalId(0);
-        loop {
-            let request = ListContainerKeys { container: container.container, after, max: PAGE_MAX };
-            let page = call_om(&*om, request).await.map_err(|error| error.to_string())?;
-            for block in &page.blocks {
-                after = block.local;
-                if !block.is_freed {
-                    owned.insert(block.local, block.length);
-                }
-            }
-            if !page.is_truncated {
-                break;
-            }
-        }
+        let owned = owned(&run, container.container).await?;
         for replica in &container.replicas {
             if replica.state == "valid" && replica.block_count != owned.len() as u64 {
                 return Err(format!(
@@ -220,4 +233,69 @@ async fn space(run: Rc<Run>) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Every VALID replica gives every block back as it was. One that was damaged on purpose is reported by being read, and
+/// must be replaced in time; any other damage is a violation at once.
+async fn whole(run: Rc<Run>) -> Result<(), String> {
+    let nodes: BTreeMap<DatanodeId, NodeIndex> = run
+        .cluster
+        .datanodes()
+        .into_iter()
+        .filter_map(|index| Some((run.cluster.datanode(index)?.id(), index)))
+        .collect();
+    let mut waiting = Ok(());
+    for container in containers(&run).await? {
+        if !matches!(container.state, ContainerState::Open | ContainerState::Closed) {
+            continue;
+        }
+        let owned = owned(&run, container.container).await?;
+        for replica in container.replicas.iter().filter(|replica| replica.state == "valid") {
+            let Some(index) = nodes.get(&replica.datanode).copied() else { continue };
+            let Some(datanode) = run.cluster.datanode(index) else { continue };
+            for (local, length) in &owned {
+                let block = BlockId { container: container.container, local: *local };
+                let read = node::enter(Some(index), || datanode.read_back(block, replica.generation));
+                let wrong = match read {
+                    Ok(read) if read == *length => continue,
+                    Ok(read) => format!("it has {read} bytes, not {length}"),
+                    Err(failure) => failure.to_string(),
+                };
+                let what = format!("block {block} on node {index}, life {:?}: {wrong}", replica.generation);
+                if run.cluster.is_rotten(index, container.container, replica.generation) {
+                    waiting = Err(what);
+                    break;
+                }
+                run.violation(format!("a VALID replica lacks what it promised: {what}"));
+                return Ok(());
+            }
+        }
+    }
+    match waiting {
+        Ok(()) => redundancy(run).await,
+        waiting => waiting,
+    }
+}
+
+fn wrong_orders(run: &Run) {
+    for wrong in run.cluster.orders_obeyed_wrongly() {
+        run.violation(wrong);
+    }
+}
+
+/// Looks all the time whether a replica was left out though none has failed. For gentle runs.
+pub(crate) async fn watch_gently(run: Rc<Run>) {
+    while !run.is_load_over() {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        // Without an answer there is nothing to see.
+        let Ok(all) = containers(&run).await else { continue };
+        for container in all {
+            if let Some(replica) = container.replicas.iter().find(|replica| replica.state == "invalid") {
+                run.violation(format!(
+                    "a replica was left out though no node failed: {replica:?} of {container:?}"
+                ));
+                return;
+            }
+        }
+    }
 }

@@ -13,7 +13,7 @@
 //! Not here: when nodes end (`faults`), how they talk (`services`).
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,8 +21,9 @@ use std::time::Duration;
 
 use checker::History;
 use client::failover::{OmClient, ScmClient};
-use client::service::{DatanodeService, Datanodes, OmService, ScmService};
+use client::service::{DatanodeService, Datanodes, OmService, ScmService, call_om, call_scm};
 use consensus::{PeerTransport, Place};
+use datanode::extent::{ContainerHeader, PAGE_BYTES as PAGE};
 use datanode::{Datanode, DatanodeConfig};
 use meta::{Om, OmConfig};
 use parking_lot::Mutex;
@@ -38,11 +39,13 @@ use uuid::Uuid;
 use wire::block::{DatanodeAddress, Replication};
 use wire::group::Member;
 use wire::host::HostPort;
-use wire::ids::ClusterId;
+use wire::ids::{ClusterId, ContainerId, Generation};
+use wire::operator::GetGroup;
 use wire::status::{Failure, Status};
 
 use crate::gateway::SimulatedGateway;
 use crate::network::Network;
+use crate::orders::Orders;
 use crate::run::Run;
 use crate::services::{Link, Registry, Services, SimulatedPeers};
 use crate::trace::Trace;
@@ -58,22 +61,18 @@ const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0x00c1_0575_e500_4000_8000_
 const CLUSTER_KEY: [u8; 32] = [7; 32];
 
 /// Small, so that segments roll, snapshots are sent and containers fill within a run.
-const LOG_SEGMENT_BYTES: u64 = 256 << 10;
 const CACHE_BYTES: usize = 4 << 20;
-const CONTAINER_BYTES_MAX: u64 = 16 << 20;
 const META_DISK_BYTES: u64 = 256 << 20;
 const DATA_DISK_BYTES: u64 = 512 << 20;
-/// A block's longest length: several fit a container.
-const BLOCK_BYTES_MAX: u64 = 4 << 20;
 const GROWTH_STEP: u64 = 1 << 20;
 const RESERVE_BYTES: u64 = 4 << 20;
-/// Short, so that repair, reclaim and ended sessions happen within a run.
-const REPAIR_DELAY_MS: u64 = 30_000;
-const DELETE_GRACE_MS: u64 = 60_000;
-const SESSION_SILENCE_MS: u64 = 180_000;
 /// Longer than a gateway uses a loan; what a gateway failed to give back is reclaimed before the audit ends.
 const OPEN_KEY_EXPIRE_MS: u64 = 26 * 60_000;
 const OPEN_KEY_SCAN_MS: u64 = 30_000;
+/// A wall clock is wrong by so much at most.
+pub(crate) const SKEW_MS_MAX: i64 = 5000;
+/// Of a container file, and of what survives a power cut.
+const PAGE_BYTES: usize = PAGE as usize;
 /// A full disk still has this much: less than anything needs to grow.
 const FULL_DISK_BYTES: u64 = 1 << 20;
 
@@ -86,22 +85,62 @@ pub(crate) enum End {
     PowerLost,
 }
 
+/// Settings of the nodes: short times and small sizes, so that repair, reclaim and ended sessions happen within a run,
+/// another choice for every seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Knobs {
+    log_segment_bytes: u64,
+    container_bytes_max: u64,
+    /// A block's longest length: several fit a container.
+    block_bytes_max: u64,
+    repair_delay_ms: u64,
+    /// A datanode that is silent for so long is dead.
+    pub(crate) dead_silence_ms: u64,
+    pub(crate) delete_grace_ms: u64,
+    /// A gateway that is silent for so long has lost its session. Sessions are renewed every minute.
+    pub(crate) session_silence_ms: u64,
+}
+
+impl Knobs {
+    fn draw(draws: &mut ChaCha8Rng) -> Self {
+        let container_bytes_max = *[4 << 20, 8 << 20, 16 << 20].choose(draws).unwrap_or(&(8 << 20));
+        Self {
+            log_segment_bytes: *[64 << 10, 256 << 10].choose(draws).unwrap_or(&(256 << 10)),
+            container_bytes_max,
+            block_bytes_max: container_bytes_max / 4,
+            repair_delay_ms: draws.random_range(2000..40_000),
+            dead_silence_ms: draws.random_range(15_000..60_000),
+            delete_grace_ms: draws.random_range(30_000..60_000),
+            session_silence_ms: draws.random_range(75_000..150_000),
+        }
+    }
+
+    /// For runs in which no node may be given up.
+    pub(crate) fn never_dead(&mut self) {
+        self.dead_silence_ms = 10 * 60_000;
+    }
+
+    /// A reader that holds a block list for so long still finds every block, however the clocks are off.
+    pub(crate) fn readable_ms(&self) -> u64 {
+        self.delete_grace_ms - 2 * SKEW_MS_MAX as u64 - 2000
+    }
+}
+
 /// How large a run's cluster is.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
     pub(crate) metas: u32,
     pub(crate) datanodes: u32,
     pub(crate) gateways: u32,
-    pub(crate) replication: Replication,
+    pub(crate) knobs: Knobs,
 }
 
 impl Shape {
     /// Draws a shape.
     pub(crate) fn draw(draws: &mut ChaCha8Rng) -> Self {
-        let metas = *[1, 3, 3, 3, 3, 5].choose(draws).unwrap_or(&3);
+        let metas = *[1, 3, 3, 3, 3, 3, 3, 5].choose(draws).unwrap_or(&3);
         let datanodes = draws.random_range(3..=6);
-        let replication = if draws.random_ratio(1, 8) { Replication::One } else { Replication::Three };
-        Self { metas, datanodes, gateways: draws.random_range(1..=2), replication }
+        Self { metas, datanodes, gateways: draws.random_range(1..=3), knobs: Knobs::draw(draws) }
     }
 }
 
@@ -121,6 +160,9 @@ pub(crate) struct Cluster {
     lives: RefCell<BTreeMap<NodeIndex, u64>>,
     /// Nodes that are up or on their way.
     wanted: RefCell<BTreeMap<NodeIndex, bool>>,
+    orders: Arc<Orders>,
+    /// Replicas whose bytes were damaged on purpose.
+    rotten: RefCell<BTreeSet<(NodeIndex, ContainerId, Generation)>>,
 }
 
 impl Cluster {
@@ -164,6 +206,8 @@ impl Cluster {
             gateways: RefCell::default(),
             lives: RefCell::default(),
             wanted: RefCell::default(),
+            rotten: RefCell::default(),
+            orders: Arc::default(),
         }
     }
 
@@ -175,8 +219,59 @@ impl Cluster {
         metas.chain(datanodes).chain(gateways).collect()
     }
 
+    /// The meta nodes.
+    pub(crate) fn metas(&self) -> Vec<NodeIndex> {
+        (META_FIRST..META_FIRST + self.shape.metas).collect()
+    }
+
+    /// The datanodes.
+    pub(crate) fn datanodes(&self) -> Vec<NodeIndex> {
+        (DATANODE_FIRST..DATANODE_FIRST + self.shape.datanodes).collect()
+    }
+
+    /// The gateways' nodes, up or not.
+    pub(crate) fn gateway_nodes(&self) -> Vec<NodeIndex> {
+        (GATEWAY_FIRST..GATEWAY_FIRST + self.shape.gateways).collect()
+    }
+
+    /// The settings of the nodes.
+    pub(crate) fn knobs(&self) -> &Knobs {
+        &self.shape.knobs
+    }
+
+    /// The datanode of a node that is up.
+    pub(crate) fn datanode(&self, index: NodeIndex) -> Option<Arc<Datanode>> {
+        self.registry.of(index)?.datanode
+    }
+
+    /// Who leads a group, by the highest term that any replica says it leads in; past the network, as nobody could.
+    pub(crate) async fn leader(&self, group: &str) -> Option<NodeIndex> {
+        let mut highest = None;
+        for index in self.metas() {
+            let Some(services) = self.registry.of(index) else { continue };
+            let asked = node::enter(Some(index), || {
+                let group = group.to_owned();
+                task::spawn(async move {
+                    match (group.as_str(), services.om, services.scm) {
+                        ("om", Some(om), _) => call_om(&*om, GetGroup {}).await.ok(),
+                        (_, _, Some(scm)) => call_scm(&*scm, GetGroup {}).await.ok(),
+                        _ => None,
+                    }
+                })
+            });
+            // A node that stands still does not answer.
+            let answer = tokio::time::timeout(Duration::from_millis(1), asked).await;
+            let Ok(Ok(Some(info))) = answer else { continue };
+            if info.leader == Some(u64::from(index)) && highest.is_none_or(|(term, _)| term < info.term) {
+                highest = Some((info.term, index));
+            }
+        }
+        highest.map(|(_, index)| index)
+    }
+
     fn link(&self, from: NodeIndex, to: NodeIndex) -> Link {
-        Link { network: self.network.clone(), registry: self.registry.clone(), from, to }
+        let orders = self.orders.clone();
+        Link { network: self.network.clone(), registry: self.registry.clone(), orders, from, to }
     }
 
     /// A way from outside to each meta node.
@@ -211,17 +306,13 @@ impl Cluster {
     }
 
     fn datanodes_from(&self, from: NodeIndex) -> Arc<Datanodes> {
-        let (network, registry) = (self.network.clone(), self.registry.clone());
+        let (network, registry, orders) = (self.network.clone(), self.registry.clone(), self.orders.clone());
         Arc::new(Datanodes::new(Box::new(move |address: &DatanodeAddress| {
             let to = address.address.as_ref().map_or(NodeIndex::MAX, index_of);
-            let link = Link { network: network.clone(), registry: registry.clone(), from, to };
+            let (network, registry, orders) = (network.clone(), registry.clone(), orders.clone());
+            let link = Link { network, registry, orders, from, to };
             Ok(Arc::new(link) as Arc<dyn DatanodeService>)
         })))
-    }
-
-    /// A gateway that is up, drawn.
-    pub(crate) fn gateway(&self, draws: &mut ChaCha8Rng) -> Option<(NodeIndex, Arc<SimulatedGateway>)> {
-        self.gateways().choose(draws).cloned()
     }
 
     /// The gateways that are up.
@@ -254,6 +345,21 @@ impl Cluster {
         for (at, disk) in self.disks.get(&index).into_iter().flatten().enumerate() {
             if toss & 1 == 0 { disk.kill() } else { disk.crash(toss.wrapping_add(at as u64)) }
         }
+    }
+
+    /// Ends datanodes that have taken a disk out of service: the operator has replaced the cable.
+    pub(crate) fn end_broken(&self, run: &Rc<Run>) {
+        for index in self.datanodes() {
+            let disks = self.datanode(index).map(|datanode| datanode.report().0).unwrap_or_default();
+            if disks.iter().any(|disk| disk.is_failed) {
+                self.end(index, End::Killed, run.seed);
+            }
+        }
+    }
+
+    /// Whether orders for former lives of replicas reach datanodes.
+    pub(crate) fn set_stale_orders(&self, is_on: bool) {
+        self.orders.set_on(is_on);
     }
 
     fn bury(&self, index: NodeIndex) {
@@ -325,16 +431,18 @@ impl Cluster {
         let datanodes = self.datanodes_from(index);
         let history = self.history.clone();
         let members = self.members.clone();
+        let knobs = self.shape.knobs.clone();
         let peers = Arc::new(SimulatedPeers {
             network: self.network.clone(),
             registry: self.registry.clone(),
             from: index,
+            orders: self.orders.clone(),
         });
         async move {
             match index {
-                META_FIRST..DATANODE_FIRST => open_meta(index, disks, members, peers, scm).await,
-                DATANODE_FIRST..GATEWAY_FIRST => open_datanode(index, disks, datanodes, scm).await,
-                _ => open_gateway(om, datanodes, history).await,
+                META_FIRST..DATANODE_FIRST => open_meta(index, disks, &knobs, members, peers, scm).await,
+                DATANODE_FIRST..GATEWAY_FIRST => open_datanode(index, disks, &knobs, datanodes, scm).await,
+                _ => open_gateway(om, datanodes, history, knobs.readable_ms()).await,
             }
         }
     }
@@ -360,11 +468,12 @@ impl Cluster {
 
     // Disks.
 
-    /// Fills a node's first disk, or gives its room back.
-    pub(crate) fn fill_disk(&self, index: NodeIndex, is_full: bool) {
-        let Some(disk) = self.disks.get(&index).and_then(|disks| disks.first()) else { return };
+    /// Fills a node's disks, or gives their room back.
+    pub(crate) fn fill_disks(&self, index: NodeIndex, is_full: bool) {
         let size = if index < DATANODE_FIRST { META_DISK_BYTES } else { DATA_DISK_BYTES };
-        disk.set_capacity(if is_full { FULL_DISK_BYTES } else { size });
+        for disk in self.disks.get(&index).into_iter().flatten() {
+            disk.set_capacity(if is_full { FULL_DISK_BYTES } else { size });
+        }
     }
 
     /// Lets a node's next sync fail.
@@ -372,6 +481,11 @@ impl Cluster {
         if let Some(disk) = self.disks.get(&index).and_then(|disks| disks.first()) {
             disk.set_faults(Faults { next_sync_fails: true, ..Faults::default() });
         }
+    }
+
+    /// What orders the datanodes took that were none of theirs.
+    pub(crate) fn orders_obeyed_wrongly(&self) -> Vec<String> {
+        self.orders.take_wrong()
     }
 
     /// Takes away every fault of a disk.
@@ -384,21 +498,53 @@ impl Cluster {
         }
     }
 
-    /// Flips bits in a container file. Only ever on the first datanode: of no container two replicas rot.
+    /// Flips bits in a container file. Only ever on the first datanode: of no container two replicas rot. A container that
+    /// has one replica alone is left in peace.
     pub(crate) fn rot(&self, draws: &mut ChaCha8Rng) {
         let Some(disk) = self.disks.get(&DATANODE_FIRST).and_then(|disks| disks.choose(draws)) else {
             return;
         };
-        let names: Vec<String> =
-            disk.list().unwrap_or_default().into_iter().filter(|name| name.contains("container")).collect();
-        let Some(name) = names.choose(draws) else { return };
-        let length = disk.contents(name).map_or(0, |contents| contents.len() as u64);
-        if length > 8192 {
-            let offset = draws.random_range(4096..length);
-            disk.damage(name, offset, &[draws.random::<u8>()]);
+        let Some(name) = files_of(disk, ".container").choose(draws).cloned() else { return };
+        let contents = disk.contents(&name).unwrap_or_default();
+        let header = contents.get(..PAGE_BYTES).and_then(ContainerHeader::decode);
+        let Some(header) = header.filter(|header| header.replication == Replication::Three) else { return };
+        if contents.len() > 2 * PAGE_BYTES {
+            let offset = draws.random_range(2 * PAGE_BYTES..contents.len());
+            let bytes = [contents[offset] ^ 0x41];
+            match draws.random() {
+                true => disk.rot(&name, offset as u64, &bytes),
+                false => disk.damage(&name, offset as u64, &bytes),
+            }
+            self.rotten.borrow_mut().insert((DATANODE_FIRST, header.container, header.generation));
             self.trace.line(format!("rot at byte {offset} of {name}"));
         }
     }
+
+    /// Whether [`Self::rot`] may have damaged this replica.
+    pub(crate) fn is_rotten(&self, index: NodeIndex, container: ContainerId, generation: Generation) -> bool {
+        self.rotten.borrow().contains(&(index, container, generation))
+    }
+
+    /// Flips bits of what is being copied to a datanode, on its way to the medium. Whether there was anything.
+    pub(crate) fn rot_copies(&self, index: NodeIndex, draws: &mut ChaCha8Rng) -> bool {
+        let mut has_rotted = false;
+        for disk in self.disks.get(&index).into_iter().flatten() {
+            for name in files_of(disk, ".copy") {
+                let contents = disk.contents(&name).unwrap_or_default();
+                if contents.len() > 2 * PAGE_BYTES {
+                    let offset = draws.random_range(2 * PAGE_BYTES..contents.len());
+                    disk.damage(&name, offset as u64, &[contents[offset] ^ 0x41]);
+                    self.trace.line(format!("rot at byte {offset} of {name} on {index}"));
+                    has_rotted = true;
+                }
+            }
+        }
+        has_rotted
+    }
+}
+
+fn files_of(disk: &SimulatedDisk, end: &str) -> Vec<String> {
+    disk.list().unwrap_or_default().into_iter().filter(|name| name.ends_with(end)).collect()
 }
 
 /// What a start gives.
@@ -419,8 +565,9 @@ async fn open_gateway(
     om: Arc<dyn OmService>,
     datanodes: Arc<Datanodes>,
     history: Arc<Mutex<History>>,
+    readable_ms: u64,
 ) -> Result<Started, Failure> {
-    let gateway = SimulatedGateway::open(om, datanodes, history).await;
+    let gateway = SimulatedGateway::open(om, datanodes, history, readable_ms).await;
     // An OM that cannot be reached is waited for.
     let gateway = gateway.map_err(|error| Failure::new(Status::Retry, error.to_string()))?;
     Ok(Started { services: Services::default(), gateway: Some(gateway) })
@@ -429,6 +576,7 @@ async fn open_gateway(
 async fn open_meta(
     index: NodeIndex,
     disks: Vec<SimulatedDisk>,
+    knobs: &Knobs,
     members: Vec<Member>,
     peers: Arc<SimulatedPeers>,
     scm: Arc<dyn ScmService>,
@@ -441,9 +589,11 @@ async fn open_meta(
     let scm_config = ScmConfig {
         disk: Some(disk(1)),
         place: place.clone(),
-        container_bytes_max: CONTAINER_BYTES_MAX,
-        repair_delay_ms: REPAIR_DELAY_MS,
-        log_segment_bytes: LOG_SEGMENT_BYTES,
+        container_bytes_max: knobs.container_bytes_max,
+        repair_delay_ms: knobs.repair_delay_ms,
+        stale_silence_ms: knobs.dead_silence_ms / 2,
+        dead_silence_ms: knobs.dead_silence_ms,
+        log_segment_bytes: knobs.log_segment_bytes,
         cache_bytes: CACHE_BYTES,
         ..ScmConfig::new(PathBuf::new(), CLUSTER)
     };
@@ -451,12 +601,12 @@ async fn open_meta(
     let om_config = OmConfig {
         place,
         cache_bytes: CACHE_BYTES,
-        log_segment_bytes: LOG_SEGMENT_BYTES,
-        delete_grace_ms: DELETE_GRACE_MS,
-        session_silence_ms: SESSION_SILENCE_MS,
+        log_segment_bytes: knobs.log_segment_bytes,
+        delete_grace_ms: knobs.delete_grace_ms,
+        session_silence_ms: knobs.session_silence_ms,
         open_key_expire_after_ms: OPEN_KEY_EXPIRE_MS,
         open_key_scan_interval_ms: OPEN_KEY_SCAN_MS,
-        block_bytes_max: BLOCK_BYTES_MAX,
+        block_bytes_max: knobs.block_bytes_max,
         ..OmConfig::new(disk(0), CLUSTER, CLUSTER_KEY)
     };
     let om_role = Om::open(om_config, scm).await.map_err(|error| start_failure(&error))?;
@@ -472,12 +622,13 @@ async fn open_meta(
 async fn open_datanode(
     index: NodeIndex,
     disks: Vec<SimulatedDisk>,
+    knobs: &Knobs,
     datanodes: Arc<Datanodes>,
     scm: Arc<dyn ScmService>,
 ) -> Result<Started, Failure> {
     let config = DatanodeConfig {
         address: Some(address_of(index)),
-        container_bytes_max: CONTAINER_BYTES_MAX,
+        container_bytes_max: knobs.container_bytes_max,
         growth_step: GROWTH_STEP,
         reserve_bytes: RESERVE_BYTES,
         index_cache_bytes: CACHE_BYTES,

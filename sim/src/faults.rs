@@ -1,36 +1,66 @@
 //! What goes wrong in a run: a swarm of faults drawn from the seed, one after another, each healed in time.
 //!
-//! Every seed picks which kinds it has at all, so that rare combinations come up undisturbed by common ones. Faults stay
-//! within what the program promises to survive: of data on disks one replica at most is damaged, nothing else.
+//! Every seed picks which kinds it has at all and how often each comes, so that rare combinations come up undisturbed by
+//! common ones and some runs are dense in one kind. Faults stay within what the program promises to survive: of data on
+//! disks one replica at most is damaged, and then no node stays away until it is given up.
+//!
+//! A *gentle* run has only what must not cost any replica its place: full disks, closing containers, new leaders, wrong
+//! clocks. There SCM may mark nothing INVALID, and `audit::watch_gently` looks on.
 //!
 //! Not here: what a node is made of (`cluster`).
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use platform::node::NodeIndex;
+use client::service::{call_om, call_scm};
+use platform::node::{self, NodeIndex};
 use rand::Rng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
+use wire::ids::ContainerId;
+use wire::operator::{
+    CloseContainer, DatanodeWish, ListContainers, ListDatanodes, SetDatanode, TransferLeadership,
+};
+use wire::scm::ContainerState;
 
-use crate::cluster::End;
+use crate::cluster::{End, SKEW_MS_MAX};
 use crate::network::Mood;
 use crate::run::Run;
 use crate::seed;
 
+/// A call of the operator's gives up after this.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Tries to take a datanode back: SCM may have no leader for a while.
+const RECOMMISSION_TRIES: usize = 60;
+
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     /// The process dies, the machine stays.
     Kill,
     /// The machine loses power: what was not synced may be gone.
     PowerLoss,
     /// All machines lose power at once.
     PowerLossOfAll,
+    /// A datanode stays away until it is given up.
+    LongDeath,
     /// A node ends at one of the program's durable steps.
     DieAtStep,
+    /// A process stands still, and goes on as if nothing had been.
+    Pause,
+    /// A gateway stands still until its session is over.
+    LongPause,
+    /// A node stands still again and again for moments: a slow disk, a busy machine.
+    Stutter,
     /// A node hears and says nothing.
     Isolate,
+    /// A leader loses its peers, but not all of its clients.
+    CutLeader,
+    /// A datanode cannot be reached by gateways, though SCM hears it.
+    CutFromGateways,
+    /// A datanode is not heard by SCM, though gateways reach it.
+    CutFromScm,
     /// One direction between two nodes carries nothing.
     OneWay,
     /// The nodes fall into two camps.
@@ -41,51 +71,123 @@ enum Kind {
     Slow,
     /// A wall clock is wrong by seconds.
     Skew,
-    /// A disk has no room.
+    /// A node's disks have no room.
     DiskFull,
+    /// A datanode's disks have no room.
+    DataDiskFull,
     /// A sync fails once.
     SyncFails,
     /// Bits of a container rot on one datanode.
     Rot,
+    /// Bits rot of what is being copied.
+    RotOfCopies,
+    /// Leadership is handed over.
+    Transfer,
+    /// Containers are closed while they are written to.
+    Close,
+    /// A datanode is emptied, and taken back.
+    Decommission,
+    /// Orders for a former life of a replica come very late.
+    StaleOrders,
 }
 
 const KINDS: &[Kind] = &[
     Kind::Kill,
     Kind::PowerLoss,
     Kind::PowerLossOfAll,
+    Kind::LongDeath,
     Kind::DieAtStep,
+    Kind::Pause,
+    Kind::LongPause,
+    Kind::Stutter,
     Kind::Isolate,
+    Kind::CutLeader,
+    Kind::CutFromGateways,
+    Kind::CutFromScm,
     Kind::OneWay,
     Kind::Split,
     Kind::BadNetwork,
     Kind::Slow,
     Kind::Skew,
     Kind::DiskFull,
+    Kind::DataDiskFull,
     Kind::SyncFails,
     Kind::Rot,
+    Kind::RotOfCopies,
+    Kind::Transfer,
+    Kind::Close,
+    Kind::Decommission,
+    Kind::StaleOrders,
 ];
+
+/// What costs no replica its place.
+const GENTLE: &[Kind] = &[Kind::DataDiskFull, Kind::Close, Kind::Transfer, Kind::Skew];
+
+/// What makes SCM give a replica up.
+const GIVEN_UP: &[Kind] = &[Kind::LongDeath, Kind::CutFromScm, Kind::SyncFails];
 
 /// The faults of a run.
 #[derive(Debug)]
 pub(crate) struct Swarm {
-    kinds: Vec<Kind>,
+    /// Each with its weight.
+    kinds: Vec<(Kind, u32)>,
     /// Between two faults, at most.
     pause: Duration,
+    /// No fault here costs a replica its place.
+    pub(crate) is_gentle: bool,
 }
 
 impl Swarm {
-    /// Draws which kinds there are.
+    /// Draws which kinds there are, and how often each comes.
     pub(crate) fn draw(draws: &mut ChaCha8Rng) -> Self {
-        let kinds: Vec<Kind> = KINDS.iter().copied().filter(|_| draws.random_bool(0.45)).collect();
-        let kinds = if kinds.is_empty() { vec![Kind::Kill] } else { kinds };
-        Self { kinds, pause: Duration::from_secs(draws.random_range(5..40)) }
+        let pause = Duration::from_secs(draws.random_range(4..30));
+        if draws.random_ratio(1, 10) {
+            let kinds = GENTLE.iter().map(|kind| (*kind, draws.random_range(1..=4))).collect();
+            return Self { kinds, pause, is_gentle: true };
+        }
+        // A few or many: a run of one kind goes deep, a run of all finds what only comes together.
+        let share = *[0.08, 0.15, 0.3, 0.5].choose(draws).unwrap_or(&0.3);
+        let mut kinds: Vec<(Kind, u32)> = Vec::new();
+        while kinds.is_empty() {
+            for kind in KINDS {
+                if draws.random_bool(share) {
+                    kinds.push((*kind, *[1, 2, 8].choose(draws).unwrap_or(&1)));
+                }
+            }
+        }
+        // Damage beside a replica that is given up is more than is promised.
+        if kinds.iter().any(|(kind, _)| *kind == Kind::Rot) {
+            kinds.retain(|(kind, _)| !GIVEN_UP.contains(kind));
+        }
+        Self { kinds, pause, is_gentle: false }
+    }
+
+    fn choose(&self, draws: &mut ChaCha8Rng) -> Kind {
+        let sum: u32 = self.kinds.iter().map(|(_, weight)| weight).sum();
+        let mut roll = draws.random_range(0..sum);
+        for (kind, weight) in &self.kinds {
+            match roll.checked_sub(*weight) {
+                None => return *kind,
+                Some(rest) => roll = rest,
+            }
+        }
+        Kind::Kill
+    }
+
+    fn has(&self, kind: Kind) -> bool {
+        self.kinds.iter().any(|(known, _)| *known == kind)
+    }
+
+    /// Whether nobody may be taken for dead in this run.
+    pub(crate) fn spares_replicas(&self) -> bool {
+        self.has(Kind::Rot)
     }
 }
 
 /// Breaks things until the load ends.
 pub(crate) async fn break_things(run: Rc<Run>) {
     let mut draws = seed::stream(run.seed, "faults");
-    if run.swarm.kinds.contains(&Kind::BadNetwork) {
+    if run.swarm.has(Kind::BadNetwork) {
         run.cluster.network.set_mood(bad_mood(&mut draws));
     }
     while !run.is_load_over() {
@@ -93,7 +195,7 @@ pub(crate) async fn break_things(run: Rc<Run>) {
         if run.is_load_over() {
             break;
         }
-        let Some(kind) = run.swarm.kinds.choose(&mut draws).copied() else { break };
+        let kind = run.swarm.choose(&mut draws);
         break_one(&run, kind, &mut draws).await;
     }
 }
@@ -101,17 +203,40 @@ pub(crate) async fn break_things(run: Rc<Run>) {
 async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
     let cluster = &run.cluster;
     let nodes = cluster.nodes();
-    let Some(node) = nodes.choose(draws).copied() else { return };
+    let datanodes = cluster.datanodes();
+    let (Some(node), Some(datanode)) = (nodes.choose(draws).copied(), datanodes.choose(draws).copied())
+    else {
+        return;
+    };
     let pause = Duration::from_millis(draws.random_range(200..25_000));
-    run.note_fault(&format!("{kind:?} of {node} for {pause:?}"));
+    run.note_fault(&format!("{kind:?} of {node} or {datanode} for {pause:?}"));
     match kind {
         Kind::Kill => restart(run, &[node], End::Killed, pause, draws),
         Kind::PowerLoss => restart(run, &[node], End::PowerLost, pause, draws),
         Kind::PowerLossOfAll => restart(run, &nodes, End::PowerLost, pause, draws),
+        Kind::LongDeath => {
+            cluster.end(datanode, End::PowerLost, draws.random());
+            let dead_ms = cluster.knobs().dead_silence_ms as f64 * draws.random_range(1.0..2.5);
+            tokio::time::sleep(Duration::from_millis(dead_ms as u64)).await;
+            cluster.start(run, datanode).await;
+        }
         Kind::DieAtStep => {
             run.world.die_at_steps(draws.random_range(20..400));
             tokio::time::sleep(pause).await;
             run.world.die_at_steps(0);
+        }
+        Kind::Pause => stand_still(run, node, pause).await,
+        Kind::LongPause => {
+            let Some(gateway) = cluster.gateway_nodes().choose(draws).copied() else { return };
+            let silence_ms = cluster.knobs().session_silence_ms as f64 * draws.random_range(0.9..1.6);
+            stand_still(run, gateway, Duration::from_millis(silence_ms as u64)).await;
+        }
+        Kind::Stutter => {
+            let until_ms = run.world.elapsed_ms() + pause.as_millis() as u64;
+            while run.world.elapsed_ms() < until_ms {
+                stand_still(run, node, Duration::from_millis(draws.random_range(20..900))).await;
+                tokio::time::sleep(Duration::from_millis(draws.random_range(1..400))).await;
+            }
         }
         Kind::Isolate => {
             for other in &nodes {
@@ -119,6 +244,16 @@ async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
                 cluster.network.wall(*other, node);
             }
             heal_after(run, pause).await;
+        }
+        Kind::CutLeader => cut_leader(run, draws).await,
+        Kind::CutFromGateways => {
+            cut(run, &[datanode], &cluster.gateway_nodes(), draws);
+            heal_after(run, pause).await;
+        }
+        Kind::CutFromScm => {
+            cut(run, &[datanode], &cluster.metas(), draws);
+            let dead_ms = cluster.knobs().dead_silence_ms as f64 * draws.random_range(0.3..1.8);
+            heal_after(run, Duration::from_millis(dead_ms as u64)).await;
         }
         Kind::OneWay => {
             for _ in 0..draws.random_range(1..=3) {
@@ -129,14 +264,10 @@ async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
             heal_after(run, pause).await;
         }
         Kind::Split => {
-            let camps: Vec<(NodeIndex, bool)> =
-                nodes.iter().map(|node| (*node, draws.random_bool(0.5))).collect();
-            for (left, camp) in &camps {
-                for (right, other) in &camps {
-                    if camp != other {
-                        cluster.network.wall(*left, *right);
-                    }
-                }
+            let (left, right): (Vec<_>, Vec<_>) = nodes.iter().partition(|_| draws.random_bool(0.5));
+            for (left, right) in left.iter().flat_map(|left| right.iter().map(move |right| (*left, *right))) {
+                cluster.network.wall(left, right);
+                cluster.network.wall(right, left);
             }
             heal_after(run, pause).await;
         }
@@ -148,14 +279,143 @@ async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
             cluster.network.slow(node, Duration::from_millis(draws.random_range(50..1500)));
             heal_after(run, pause).await;
         }
-        Kind::Skew => run.world.skew(node, draws.random_range(-20_000..20_000)),
-        Kind::DiskFull => {
-            cluster.fill_disk(node, true);
-            tokio::time::sleep(pause).await;
-            cluster.fill_disk(node, false);
-        }
+        Kind::Skew => run.world.skew(node, draws.random_range(-SKEW_MS_MAX..=SKEW_MS_MAX)),
+        Kind::DiskFull => fill(run, node, pause).await,
+        Kind::DataDiskFull => fill(run, datanode, pause).await,
         Kind::SyncFails => cluster.fail_sync(node),
         Kind::Rot => cluster.rot(draws),
+        Kind::RotOfCopies => rot_copies(run, draws).await,
+        Kind::Transfer => transfer(run, draws).await,
+        Kind::Close => close_one(run, draws).await,
+        Kind::Decommission => decommission(run, pause, draws).await,
+        Kind::StaleOrders => {
+            cluster.set_stale_orders(true);
+            tokio::time::sleep(pause).await;
+            cluster.set_stale_orders(false);
+        }
+    }
+}
+
+async fn stand_still(run: &Rc<Run>, index: NodeIndex, pause: Duration) {
+    node::pause(index);
+    tokio::time::sleep(pause).await;
+    node::resume(index);
+    run.trace.line(format!("node {index} goes on"));
+}
+
+async fn fill(run: &Rc<Run>, index: NodeIndex, pause: Duration) {
+    run.cluster.fill_disks(index, true);
+    tokio::time::sleep(pause).await;
+    run.cluster.fill_disks(index, false);
+}
+
+/// Stops what one side says to the other, or the other to it, or both.
+fn cut(run: &Rc<Run>, left: &[NodeIndex], right: &[NodeIndex], draws: &mut ChaCha8Rng) {
+    let direction = draws.random_range(0..4);
+    for (left, right) in left.iter().flat_map(|left| right.iter().map(move |right| (*left, *right))) {
+        if direction != 1 {
+            run.cluster.network.wall(left, right);
+        }
+        if direction != 2 {
+            run.cluster.network.wall(right, left);
+        }
+    }
+}
+
+/// The leader is cut off from its peers, or stands still for a while; clients of some gateways still reach it. What it
+/// says meanwhile, and what it says first when it is back, must not be what it remembers. Clients ask much.
+async fn cut_leader(run: &Rc<Run>, draws: &mut ChaCha8Rng) {
+    let cluster = &run.cluster;
+    let group = if draws.random_ratio(4, 5) { "om" } else { "scm" };
+    let Some(leader) = cluster.leader(group).await else { return };
+    let peers: Vec<NodeIndex> = cluster.metas().into_iter().filter(|peer| *peer != leader).collect();
+    let away = Duration::from_millis(draws.random_range(1500..7000));
+    run.trace.line(format!("the leader of {group} is {leader}"));
+    run.set_busy(true);
+    if draws.random_ratio(1, 4) {
+        stand_still(run, leader, away).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        run.set_busy(false);
+        return;
+    }
+    cut(run, &[leader], &peers, draws);
+    let mut gateways = cluster.gateway_nodes();
+    gateways.shuffle(draws);
+    let lost = draws.random_range(0..=gateways.len());
+    cut(run, &gateways[..lost], &[leader], draws);
+    heal_after(run, away).await;
+    run.set_busy(false);
+}
+
+/// Damages copies under way as soon as there are any, on one datanode after another.
+async fn rot_copies(run: &Rc<Run>, draws: &mut ChaCha8Rng) {
+    let begun_ms = run.world.elapsed_ms();
+    while run.world.elapsed_ms() - begun_ms < 30_000 && !run.is_load_over() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        for index in run.cluster.datanodes() {
+            if run.cluster.rot_copies(index, draws) {
+                return;
+            }
+        }
+    }
+}
+
+async fn transfer(run: &Rc<Run>, draws: &mut ChaCha8Rng) {
+    let request =
+        TransferLeadership { raft_id: run.cluster.metas().choose(draws).map(|node| u64::from(*node)) };
+    let is_om = draws.random_bool(0.7);
+    run.set_busy(true);
+    let (om, scm) = (run.cluster.om(), run.cluster.scm());
+    let handed = async {
+        match is_om {
+            true => drop(call_om(&*om, request).await),
+            false => drop(call_scm(&*scm, request).await),
+        }
+    };
+    // Whether it did so is its own affair.
+    let _ = tokio::time::timeout(OPERATOR_PATIENCE, handed).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    run.set_busy(false);
+}
+
+async fn close_one(run: &Rc<Run>, draws: &mut ChaCha8Rng) {
+    let scm = run.cluster.scm();
+    let request = ListContainers {
+        after: ContainerId(0),
+        max: 100,
+        state: Some(ContainerState::Open),
+        datanode: None,
+        health: None,
+    };
+    let closed = async {
+        let open = call_scm(&*scm, request).await?;
+        match open.choose(draws) {
+            Some(container) => {
+                call_scm(&*scm, CloseContainer { container: container.container }).await.map(drop)
+            }
+            None => Ok(()),
+        }
+    };
+    let _ = tokio::time::timeout(OPERATOR_PATIENCE, closed).await;
+}
+
+async fn decommission(run: &Rc<Run>, pause: Duration, draws: &mut ChaCha8Rng) {
+    let scm = run.cluster.scm();
+    let chosen = async {
+        let all = call_scm(&*scm, ListDatanodes {}).await.ok()?;
+        all.choose(draws).map(|info| info.datanode.id)
+    };
+    let Ok(Some(datanode)) = tokio::time::timeout(OPERATOR_PATIENCE, chosen).await else { return };
+    let begin = call_scm(&*scm, SetDatanode { datanode, wish: DatanodeWish::Decommission, force: false });
+    let _ = tokio::time::timeout(OPERATOR_PATIENCE, begin).await;
+    tokio::time::sleep(pause * 2).await;
+    // Peace needs all datanodes.
+    for _ in 0..RECOMMISSION_TRIES {
+        let end = call_scm(&*scm, SetDatanode { datanode, wish: DatanodeWish::Recommission, force: false });
+        if let Ok(Ok(_)) = tokio::time::timeout(OPERATOR_PATIENCE, end).await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
     }
 }
 

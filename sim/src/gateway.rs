@@ -6,6 +6,7 @@
 //! Not here: which operations are asked for (`workload`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use client::key_reader::KeyReader;
@@ -16,6 +17,7 @@ use futures_util::StreamExt;
 use parking_lot::Mutex;
 use wire::block::Replication;
 use wire::checksum::Etag;
+use wire::clock;
 use wire::ids::WriteId;
 use wire::limits::CHUNK_RUN_BYTES_MAX;
 use wire::names::{BucketName, KeyName};
@@ -41,6 +43,8 @@ pub(crate) struct SimulatedGateway {
     reader: Arc<KeyReader>,
     bucket: Mutex<Option<BucketRef>>,
     history: Arc<Mutex<History>>,
+    /// A block list of this age or less still names blocks that are there.
+    readable_ms: u64,
 }
 
 /// The name of a key; sorts as the numbers do.
@@ -62,11 +66,12 @@ impl SimulatedGateway {
         om: Arc<dyn OmService>,
         datanodes: Arc<Datanodes>,
         history: Arc<Mutex<History>>,
+        readable_ms: u64,
     ) -> Result<Arc<Self>, CallError> {
         let session = Session::open(om).await?;
         let writer = KeyWriter::new(session.clone(), datanodes.clone());
         let reader = KeyReader::new(session.clone(), datanodes);
-        Ok(Arc::new(Self { session, writer, reader, bucket: Mutex::new(None), history }))
+        Ok(Arc::new(Self { session, writer, reader, bucket: Mutex::new(None), history, readable_ms }))
     }
 
     /// Makes the bucket if it is not there.
@@ -261,8 +266,9 @@ impl SimulatedGateway {
         }
     }
 
-    /// GetObject: every byte is compared.
-    pub(crate) async fn get(&self, key: KeyIndex) -> Result<Answer, String> {
+    /// GetObject: every byte is compared. `hold` is waited between the look-up and the first block.
+    pub(crate) async fn get(&self, key: KeyIndex, hold: Duration) -> Result<Answer, String> {
+        let begun_ns = clock::steady_ns();
         let lookup = async {
             let bucket = self.bucket().await?;
             let request = LookupKey { bucket: bucket.clone(), key: key_name(key), layout_from: Some(0) };
@@ -273,6 +279,9 @@ impl SimulatedGateway {
             Err(CallError::Rejected(Rejection::NoSuchKey)) => return Ok(Answer::Absent),
             Err(error) => return Ok(self.refused(&error)),
         };
+        if !hold.is_zero() {
+            tokio::time::sleep(hold).await;
+        }
         let mut body = BytesMut::new();
         if let Some(page) = found.layout {
             let range = 0..found.info.head.size;
@@ -280,7 +289,16 @@ impl SimulatedGateway {
             while let Some(bytes) = stream.next().await {
                 match bytes {
                     Ok(bytes) => body.extend_from_slice(&bytes),
-                    Err(_) => return Ok(Answer::Unknown),
+                    Err(failure) => {
+                        let age_ms = (clock::steady_ns() - begun_ns) / 1_000_000;
+                        // Whoever may hold it was asked, and says that it is not there.
+                        if failure.status == Status::NotFound && age_ms < self.readable_ms {
+                            return Err(format!(
+                                "key {key} lost its blocks {age_ms} ms after its look-up: {failure}"
+                            ));
+                        }
+                        return Ok(Answer::Unknown);
+                    }
                 }
             }
         }

@@ -27,6 +27,7 @@ mod cluster;
 mod faults;
 mod gateway;
 mod network;
+mod orders;
 mod run;
 mod seed;
 mod services;

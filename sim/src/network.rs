@@ -31,6 +31,9 @@ const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// A connection that is not answered gives up after this.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
+/// A handler that takes longer is no longer waited for, as over HTTP: its node may stand still.
+const HANDLER_DEADLINE: Duration = Duration::from_secs(30);
+
 /// How links behave now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mood {
@@ -110,12 +113,11 @@ impl Network {
         self.shared.lock().slow.insert(node, by);
     }
 
-    /// Takes away walls and slowness, and calms down.
+    /// Takes away walls and slowness.
     pub(crate) fn heal(&self) {
         let mut shared = self.shared.lock();
         shared.walls.clear();
         shared.slow.clear();
-        shared.mood = Mood::CALM;
     }
 
     /// Says whether a node's process is there to take connections.
@@ -183,7 +185,9 @@ impl Network {
             return Err(Failure::new(Status::Retry, "connection refused"));
         }
         let handler = node::enter(Some(to), || task::spawn(serve()));
-        let outcome = handler.await;
+        let Ok(outcome) = tokio::time::timeout(HANDLER_DEADLINE, handler).await else {
+            return Err(Failure::new(Status::Unknown, "no answer in time"));
+        };
         let Some(back) = self.delay(to, from) else {
             tokio::time::sleep(CALL_DEADLINE).await;
             return Err(Failure::new(Status::Unknown, "no answer in time"));

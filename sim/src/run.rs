@@ -19,6 +19,7 @@ use tokio::task::LocalSet;
 
 use crate::cluster::{Cluster, Shape};
 use crate::faults::{self, Swarm};
+use crate::network::Mood;
 use crate::trace::Trace;
 use crate::workload::{self, Plan};
 use crate::world::SimulatedWorld;
@@ -50,6 +51,7 @@ pub(crate) struct Run {
     pub(crate) swarm: Swarm,
     pub(crate) history: Arc<Mutex<History>>,
     load_over: Cell<bool>,
+    is_busy: Cell<bool>,
     violations: RefCell<Vec<String>>,
     pub(crate) counts: RefCell<Counts>,
 }
@@ -77,6 +79,15 @@ pub(crate) struct Verdict {
 impl Run {
     pub(crate) fn is_load_over(&self) -> bool {
         self.load_over.get()
+    }
+
+    /// Lets clients ask without pausing, while something is wrong that lasts but a moment.
+    pub(crate) fn set_busy(&self, is_busy: bool) {
+        self.is_busy.set(is_busy);
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.is_busy.get()
     }
 
     /// Notes that the program did what it must not.
@@ -120,9 +131,12 @@ async fn play(seed: u64, options: Options) -> Verdict {
     let world = SimulatedWorld::install(seed);
     let trace = Trace::new(world.clone(), options.is_loud);
     let mut draws = seed::stream(seed, "plan");
-    let shape = Shape::draw(&mut draws);
-    let plan = Plan::draw(&mut draws, shape.replication);
+    let mut shape = Shape::draw(&mut draws);
     let swarm = Swarm::draw(&mut draws);
+    let plan = Plan::draw(&mut draws, swarm.is_gentle);
+    if swarm.spares_replicas() {
+        shape.knobs.never_dead();
+    }
     trace.line(format!("seed {seed}: {shape:?} {plan:?} {swarm:?}"));
     let history = Arc::new(Mutex::new(History::default()));
     let cluster = Cluster::new(seed, shape, history.clone(), world.clone(), trace.clone());
@@ -135,6 +149,7 @@ async fn play(seed: u64, options: Options) -> Verdict {
         swarm,
         history,
         load_over: Cell::new(false),
+        is_busy: Cell::new(false),
         violations: RefCell::default(),
         counts: RefCell::default(),
     });
@@ -143,32 +158,36 @@ async fn play(seed: u64, options: Options) -> Verdict {
         run.cluster.start(&run, node).await;
     }
     match run.cluster.wait_serving(Duration::from_secs(120)).await {
-        Ok(()) => load(&run, &options, &mut draws).await,
+        Ok(()) => load(&run, &options).await,
         Err(what) => run.violation(format!("the cluster never began to serve: {what}")),
     }
     conclude(&run)
 }
 
 /// Clients and faults for the run's time, then peace and the audit.
-async fn load(run: &Rc<Run>, options: &Options, draws: &mut impl Rng) {
+async fn load(run: &Rc<Run>, options: &Options) {
     run.trace.line("serving".to_owned());
     let mut clients = Vec::new();
     for number in 0..run.plan.clients {
         clients.push(tokio::task::spawn_local(workload::client(run.clone(), number)));
     }
     let faults = tokio::task::spawn_local(faults::break_things(run.clone()));
+    if run.swarm.is_gentle {
+        tokio::task::spawn_local(audit::watch_gently(run.clone()));
+    }
     tokio::time::sleep(Duration::from_secs(options.minutes * 60)).await;
     run.load_over.set(true);
     run.trace.line("the load ends".to_owned());
     // A fault under way heals itself; clients finish what they asked for.
     let _ = faults.await;
     run.cluster.network.heal();
+    run.cluster.network.set_mood(Mood::CALM);
     run.world.die_at_steps(0);
     for client in clients {
         let _ = client.await;
     }
-    let _ = draws.random::<u64>();
     run.cluster.heal_disks();
+    run.cluster.end_broken(run);
     for node in run.cluster.nodes() {
         run.cluster.start(run, node).await;
     }

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use client::service::{CallError, ChunkStream, DatanodeService, OmService, ReplicaStream, ScmService};
 use consensus::{PeerEndpoint, PeerTransport, SnapshotStream};
+use datanode::Datanode;
 use futures_util::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use platform::node::{self, NodeIndex};
@@ -21,10 +22,11 @@ use wire::chunk::ChunkRun;
 use wire::datanode::{BlockReceipt, FetchReplica, ReadBlock, ReplicaPiece, WriteBlock};
 use wire::group::Member;
 use wire::om::{OmReply, OmRequest};
-use wire::scm::{ScmReply, ScmRequest};
+use wire::scm::{ReplicaReport, ScmReply, ScmRequest};
 use wire::status::{Failure, Status};
 
 use crate::network::Network;
+use crate::orders::Orders;
 
 /// Pieces of a stream under way at most.
 const PIECES_MAX: usize = 4;
@@ -43,7 +45,7 @@ pub(crate) struct Registry {
 pub(crate) struct Services {
     pub(crate) om: Option<Arc<dyn OmService>>,
     pub(crate) scm: Option<Arc<dyn ScmService>>,
-    pub(crate) datanode: Option<Arc<dyn DatanodeService>>,
+    pub(crate) datanode: Option<Arc<Datanode>>,
     pub(crate) peers: Vec<Arc<dyn PeerEndpoint>>,
 }
 
@@ -54,6 +56,11 @@ impl Registry {
 
     pub(crate) fn remove(&self, node: NodeIndex) -> Option<Services> {
         self.services.lock().remove(&node)
+    }
+
+    /// What runs on a node, if it is up.
+    pub(crate) fn of(&self, node: NodeIndex) -> Option<Services> {
+        self.services.lock().get(&node).cloned()
     }
 
     fn get<T>(&self, node: NodeIndex, pick: impl Fn(&Services) -> Option<T>) -> Result<T, Failure> {
@@ -67,6 +74,7 @@ impl Registry {
 pub(crate) struct Link {
     pub(crate) network: Network,
     pub(crate) registry: Registry,
+    pub(crate) orders: Arc<Orders>,
     pub(crate) from: NodeIndex,
     pub(crate) to: NodeIndex,
 }
@@ -93,6 +101,7 @@ impl OmService for Link {
 impl ScmService for Link {
     async fn handle(&self, request: ScmRequest) -> Result<ScmReply, Failure> {
         let (registry, to) = (self.registry.clone(), self.to);
+        let reports = reports_of(&request).to_vec();
         let serve = move || {
             let (registry, request) = (registry.clone(), request.clone());
             async move {
@@ -100,7 +109,17 @@ impl ScmService for Link {
                 scm.handle(request).await
             }
         };
-        self.network.call(self.from, self.to, serve).await
+        let mut reply = self.network.call(self.from, self.to, serve).await?;
+        self.orders.pass(self.from, &reports, &mut reply);
+        Ok(reply)
+    }
+}
+
+fn reports_of(request: &ScmRequest) -> &[ReplicaReport] {
+    match request {
+        ScmRequest::Heartbeat(heartbeat) => &heartbeat.replicas,
+        ScmRequest::RegisterDatanode(register) => &register.replicas,
+        _ => &[],
     }
 }
 
@@ -216,6 +235,7 @@ pub(crate) struct SimulatedPeers {
     pub(crate) network: Network,
     pub(crate) registry: Registry,
     pub(crate) from: NodeIndex,
+    pub(crate) orders: Arc<Orders>,
 }
 
 impl SimulatedPeers {
@@ -254,8 +274,8 @@ impl PeerTransport for SimulatedPeers {
         body: SnapshotStream,
     ) -> Result<(), Failure> {
         let to = Self::index_of(to);
-        let link =
-            Link { network: self.network.clone(), registry: self.registry.clone(), from: self.from, to };
+        let (network, registry, orders) = (self.network.clone(), self.registry.clone(), self.orders.clone());
+        let link = Link { network, registry, orders, from: self.from, to };
         let body = Arc::new(Mutex::new(Some(link.pump(self.from, to, body))));
         let (registry, group) = (self.registry.clone(), group.to_owned());
         let serve = move || {

@@ -7,9 +7,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use platform::node;
+use platform::node::{self, NodeIndex};
 use platform::task;
 use rand::Rng;
+use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use wire::block::Replication;
 
@@ -20,40 +21,62 @@ use checker::{Answer, Ask, Condition, OpId};
 /// A client gives up waiting after this: longer than any deadline inside.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// So many times less do clients pause while they are busy.
+const BUSY: u32 = 12;
+
 /// What the clients of a run do.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) clients: usize,
     pub(crate) keys: usize,
     /// Pause between two operations of a client, at most.
-    pub(crate) pause: Duration,
-    pub(crate) bytes_max: u64,
-    pub(crate) replication: Replication,
-    /// In a hundred: conditional writes, deletions, listings, uploads, copies, large bodies.
-    pub(crate) conditional: u32,
-    pub(crate) deletes: u32,
-    pub(crate) lists: u32,
-    pub(crate) uploads: u32,
-    pub(crate) copies: u32,
-    pub(crate) large: u32,
+    pause: Duration,
+    bytes_max: u64,
+    /// In a hundred: keys written to one datanode alone.
+    single: u32,
+    /// In a hundred: conditional writes, deletions, listings, uploads, copies.
+    conditional: u32,
+    deletes: u32,
+    lists: u32,
+    uploads: u32,
+    copies: u32,
+    /// In a hundred of those who read: they take their time between looking a key up and reading it.
+    slow_reads: u32,
+    /// In a thousand: bodies of several blocks.
+    large: u32,
 }
 
 impl Plan {
-    /// Draws a plan: every seed stresses something else.
-    pub(crate) fn draw(draws: &mut ChaCha8Rng, replication: Replication) -> Self {
+    /// Draws a plan: every seed stresses something else. In a gentle one blocks are long: disks are to be found full.
+    pub(crate) fn draw(draws: &mut ChaCha8Rng, is_gentle: bool) -> Self {
+        let few = |draws: &mut ChaCha8Rng, most: u32| match draws.random_range(0..3) {
+            0 => 0,
+            1 => draws.random_range(0..=most / 3),
+            _ => draws.random_range(0..=most),
+        };
         Self {
             clients: draws.random_range(2..=6),
             keys: draws.random_range(1..=20),
-            pause: Duration::from_millis(draws.random_range(200..1500)),
-            bytes_max: if draws.random_bool(0.3) { 200_000 } else { 8000 },
-            replication,
-            conditional: draws.random_range(0..40),
-            deletes: draws.random_range(2..25),
-            lists: draws.random_range(0..10),
-            uploads: draws.random_range(0..10),
-            copies: draws.random_range(0..10),
-            large: if draws.random_bool(0.3) { 2 } else { 0 },
+            pause: Duration::from_millis(draws.random_range(200..1200)),
+            bytes_max: if is_gentle {
+                60_000
+            } else {
+                *[2000, 8000, 8000, 60_000].choose(draws).unwrap_or(&8000)
+            },
+            single: if is_gentle { 0 } else { *[0, 0, 0, 20, 100].choose(draws).unwrap_or(&0) },
+            conditional: few(draws, 50),
+            deletes: few(draws, 30),
+            lists: few(draws, 15),
+            uploads: few(draws, 10),
+            copies: few(draws, 35),
+            slow_reads: few(draws, 30),
+            large: few(draws, 10),
         }
+    }
+
+    /// Where a write puts its blocks.
+    fn replication(&self, draws: &mut ChaCha8Rng) -> Replication {
+        if draws.random_range(0..100) < self.single { Replication::One } else { Replication::Three }
     }
 }
 
@@ -62,14 +85,21 @@ pub(crate) async fn client(run: Rc<Run>, number: usize) {
     let mut draws = seed::stream(run.seed, &format!("client {number}"));
     // What this client last saw of some key: conditional writes name it.
     let mut seen: Vec<Option<OpId>> = vec![None; run.plan.keys];
+    // Some ask whoever is there, others one gateway as long as it is up.
+    let mut usual: Option<NodeIndex> = None;
+    let is_loyal = draws.random_bool(0.5);
     while !run.is_load_over() {
         let pause = run.plan.pause.mul_f64(draws.random());
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(if run.is_busy() { pause / BUSY } else { pause }).await;
         let ask = draw_ask(&run, &mut draws, &seen);
-        let Some((index, gateway)) = run.cluster.gateway(&mut draws) else { continue };
+        let up = run.cluster.gateways();
+        let known = up.iter().find(|(index, _)| is_loyal && usual == Some(*index));
+        let Some((index, gateway)) = known.or_else(|| up.choose(&mut draws)).cloned() else { continue };
+        usual = Some(index);
         let id = run.history.lock().begin(ask.clone());
         run.trace.mark(&format!("op {id} {ask:?} at {index}"));
-        let replication = run.plan.replication;
+        let replication = run.plan.replication(&mut draws);
+        let hold = run.draw_hold(&mut draws);
         let is_aborted = draws.random_ratio(1, 5);
         let work = ask.clone();
         let handle = node::enter(Some(index), || {
@@ -83,7 +113,7 @@ pub(crate) async fn client(run: Rc<Run>, number: usize) {
                     }
                     Ask::Delete { key } => Ok(gateway.delete(key).await),
                     Ask::Copy { from, to } => Ok(gateway.copy(from, to).await),
-                    Ask::Get { key } => gateway.get(key).await,
+                    Ask::Get { key } => gateway.get(key, hold).await,
                     Ask::List => gateway.list().await,
                 }
             })
@@ -106,6 +136,15 @@ pub(crate) async fn client(run: Rc<Run>, number: usize) {
             _ => {}
         }
         run.history.lock().end(id, answer);
+    }
+}
+
+impl Run {
+    /// How long a reader waits before it reads what it has looked up.
+    fn draw_hold(&self, draws: &mut ChaCha8Rng) -> Duration {
+        let longest_ms = self.cluster.knobs().readable_ms() / 2;
+        let hold = Duration::from_millis(draws.random_range(0..longest_ms));
+        if draws.random_range(0..100) < self.plan.slow_reads { hold } else { Duration::ZERO }
     }
 }
 
@@ -133,7 +172,7 @@ fn draw_ask(run: &Run, draws: &mut ChaCha8Rng, seen: &[Option<OpId>]) -> Ask {
         return Ask::Copy { from: draws.random_range(0..plan.keys), to: key };
     }
     let by_upload = hits(plan.uploads);
-    let is_large = hits(plan.large);
+    let is_large = draws.random_range(0..1000) < plan.large;
     if !by_upload && !is_large && draws.random_bool(0.45) {
         return Ask::Get { key };
     }

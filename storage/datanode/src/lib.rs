@@ -9,6 +9,7 @@
 //! * [`extent`], [`layout`]: the bytes of a container file (docs/formats/container.md).
 //! * `platform::disk`: what is asked of a disk; `platform::simulated`: a disk in memory that forgets what was not synced.
 //! * `fetch`, `copy`: a replica on its way out to another datanode, and in from one.
+//! * `verify`: a block read back from its disk.
 //! * `members`: which disks a datanode has, so that a missing one is missed.
 //!
 //! Not here: HTTP (`client::http` serves any `DatanodeService`), which blocks should live (OM), what to copy (SCM).
@@ -34,6 +35,7 @@ mod open;
 mod read;
 pub mod recovery;
 mod service;
+mod verify;
 mod write;
 
 pub use config::DatanodeConfig;

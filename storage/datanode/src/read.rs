@@ -61,6 +61,11 @@ impl Reader {
         Self { pinned, offset: 0, length }
     }
 
+    /// Bytes asked for.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
     fn block(&self) -> BlockId {
         self.container().block(self.pinned.local)
     }

@@ -22,6 +22,7 @@
 //!
 //! Not here: what is on disk (see `log`), replies of applied commands (see `apply`).
 
+mod deaf;
 mod membership;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -108,6 +109,10 @@ pub(crate) struct Driver<R> {
     routes: BTreeMap<u64, Member>,
     /// When each peer last wrote, in ticks.
     heard: BTreeMap<u64, u64>,
+    /// The tick at which this replica last became leader.
+    leads_since: u64,
+    /// The term in which it asked another to lead since nobody answered.
+    yielded_in: u64,
     /// Taken from the inbox, not proposed yet. Bounded by the tickets.
     waiting: VecDeque<Proposal<R>>,
     pending: VecDeque<Pending<R>>,
@@ -167,6 +172,8 @@ impl<R: Send + 'static> Driver<R> {
             membership,
             routes: BTreeMap::new(),
             heard: BTreeMap::new(),
+            leads_since: 0,
+            yielded_in: 0,
             waiting: VecDeque::new(),
             pending: VecDeque::new(),
             orphans: BTreeMap::new(),
@@ -250,6 +257,7 @@ impl<R: Send + 'static> Driver<R> {
         self.reads.expire(self.now);
         self.orphans.retain(|_, (_, expires)| self.now < *expires);
         self.tick_membership();
+        self.yield_if_deaf();
         self.publish_members();
     }
 
@@ -320,6 +328,7 @@ impl<R: Send + 'static> Driver<R> {
         if leads && (!led || before.0 != term) {
             self.shared.metrics.elections_won.increment(1);
             self.farewell = false;
+            self.leads_since = self.now;
             tracing::info!(group = %self.shared.name, term, "leading");
         } else if !leads {
             self.reads.refuse(self.leader_hint());

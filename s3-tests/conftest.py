@@ -9,14 +9,24 @@ import shutil
 
 import pytest
 
+from harness import cluster
 from harness import server as servers
 from harness.clients import client_of, fresh_name
 from harness.raw import Raw
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves out, by name, what asks for the sole process of a server."""
+    if not servers.is_cluster():
+        return
+    left_out = [item for item in items if cluster.reason_for_one_process(item.nodeid)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    server = servers.Server(tmp_path_factory.mktemp("server")).start()
+    server = servers.make(tmp_path_factory.mktemp("server")).start()
     yield server
     try:
         assert server.is_alive(), f"the server died:\n{server.log()[-3000:]}"
@@ -33,7 +43,7 @@ def make_server(tmp_path):
     made = []
 
     def make(config=None, environment=None, directory=None):
-        server = servers.Server(directory or tmp_path / f"server-{len(made)}", config, environment)
+        server = servers.make(directory or tmp_path / f"server-{len(made)}", config, environment)
         made.append(server)
         return server
 

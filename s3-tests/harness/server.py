@@ -1,4 +1,7 @@
-"""One server process on free ports with a fresh directory, its log, and what its log must not hold."""
+"""One server process on free ports with a fresh directory, its log, and what its log must not hold.
+
+With `FERROZONE_TRANSPORT=cluster` the same tests meet a cluster of processes instead: see `harness.cluster`.
+"""
 
 import json
 import os
@@ -34,6 +37,20 @@ SMALL_SIZES = {
 EXPECTED_WARNINGS = [
     (r"container_size is below 2GiB", "tests take small containers on purpose"),
 ]
+
+
+def is_cluster():
+    """Whether tests run against a cluster of processes."""
+    return os.environ.get("FERROZONE_TRANSPORT") == "cluster"
+
+
+def make(directory, config=None, environment=None):
+    """What tests call the server: one process, or a cluster with the same ways to start, stop and kill it."""
+    if is_cluster():
+        from harness.cluster import Cluster
+
+        return Cluster(directory, config, environment)
+    return Server(directory, config, environment)
 
 
 def binary():
@@ -178,13 +195,16 @@ class Server:
         for secret in (ROOT_SECRET_KEY, ALT_SECRET_KEY):
             assert secret not in log, "a secret key stands in the log"
             assert secret not in self.out_path.read_text(errors="replace"), "a given secret is printed"
-        patterns = [pattern for pattern, _ in EXPECTED_WARNINGS] + list(expected)
+        patterns = [pattern for pattern, _ in self.expected_warnings()] + list(expected)
         odd = [
             line
             for line in log.splitlines()
             if re.search(r"\b(WARN|ERROR)\b|panicked at", line) and not any(re.search(p, line) for p in patterns)
         ]
         assert not odd, "unexpected lines in the log:\n" + "\n".join(odd[:20])
+
+    def expected_warnings(self):
+        return EXPECTED_WARNINGS
 
     def resident_bytes(self):
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()

@@ -48,7 +48,7 @@ class Run:
     def __init__(self, directory, say=print):
         self.directory = pathlib.Path(directory)
         self.tree = self.directory / "tree"
-        self.server = servers.Server(self.directory / "server")
+        self.server = servers.make(self.directory / "server")
         self.say = say
 
     def step(self, what, work):

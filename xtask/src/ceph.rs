@@ -1,4 +1,4 @@
-//! Runs a checkout of the public ceph/s3-tests, unpatched, against a fresh release server.
+//! Runs a checkout of the public ceph/s3-tests, unpatched, against a fresh release server or a cluster of processes.
 //!
 //! The suite wants an account of its own for two users, so the server is configured with those of
 //! `s3-tests/ceph/s3tests.conf`; only the port is filled in. Most tests run on several workers, which the suite allows:
@@ -7,7 +7,7 @@
 //! A test that is skipped counts as failed: it asks for something we do not offer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use crate::CephArguments;
 use crate::counts::{self, Case, Outcome};
 use crate::process;
+use crate::rig::{Rig, Role, Shape};
 use crate::server::Server;
 use crate::stopwatch::Stopwatch;
 use crate::venv::Venv;
@@ -51,13 +52,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &CephArguments) -> Result<bo
 
     let template = std::fs::read_to_string(workspace.path("s3-tests/ceph/s3tests.conf"))
         .context("read s3-tests/ceph/s3tests.conf")?;
-    let config = directory.join("server.toml");
-    std::fs::write(&config, server_config(&template)?).context("write the server's configuration")?;
-    let log = directory.join("server.log");
-    let server = Server::start(&binary, &directory.join("data"), Some(&config), &log)?;
-    server.wait_ready()?;
+    let target = match arguments.cluster {
+        true => Target::start_cluster(&binary, &directory, &server_config(&template)?)?,
+        false => Target::start_one(&binary, &directory, &server_config(&template)?)?,
+    };
     let suite_config = directory.join("s3tests.conf");
-    std::fs::write(&suite_config, suite_config_for(&template, server.s3())?).context("write s3tests.conf")?;
+    std::fs::write(&suite_config, suite_config_for(&template, &target.s3)?).context("write s3tests.conf")?;
 
     let watch = Stopwatch::start();
     let runner = Runner { venv: &venv, checkout: &checkout, config: &suite_config, directory: &directory };
@@ -65,15 +65,48 @@ pub(crate) fn run(workspace: &Workspace, arguments: &CephArguments) -> Result<bo
         tests.into_iter().partition(|test| ALONE.contains(&short_name(test)));
     let mut cases = runner.pytest("together", &together, &["-n", "4"])?;
     cases.extend(runner.pytest("alone", &alone, &[])?);
-    server.kill()?;
-    std::fs::remove_dir_all(directory.join("data")).context("remove the server's data")?;
     if let Some(kept) = &arguments.keep_log {
-        std::fs::copy(&log, kept).context("keep the server's log")?;
+        std::fs::copy(&target.log, kept).context("keep the server's log")?;
     }
+    drop(target);
+    std::fs::remove_dir_all(directory.join("data")).context("remove the server's data")?;
     report(&groups, &cases, arguments.failed);
     eprintln!("took {:.0} s", watch.elapsed().as_secs_f64());
     print_core(&groups, &cases);
     Ok(true)
+}
+
+/// What the suite talks to; ends with it.
+struct Target {
+    s3: String,
+    /// The log of the process behind `s3`.
+    log: PathBuf,
+    _running: Running,
+}
+
+#[expect(dead_code, reason = "held so that its processes end when it is dropped")]
+enum Running {
+    One(Server),
+    Cluster(Rig),
+}
+
+impl Target {
+    fn start_one(binary: &Path, directory: &Path, users: &str) -> Result<Self> {
+        let config = directory.join("server.toml");
+        std::fs::write(&config, users).context("write the server's configuration")?;
+        let log = directory.join("server.log");
+        let server = Server::start(binary, &directory.join("data"), Some(&config), &log)?;
+        server.wait_ready()?;
+        Ok(Self { s3: server.s3().to_owned(), log, _running: Running::One(server) })
+    }
+
+    fn start_cluster(binary: &Path, directory: &Path, users: &str) -> Result<Self> {
+        let mut rig = Rig::create(binary, directory, Shape { metas: 3, datanodes: 3, gateways: 2 }, &[])?;
+        rig.configure(Role::Gateway, users)?;
+        rig.start_all()?;
+        let gateway = &rig.names(Role::Gateway)[0];
+        Ok(Self { s3: rig.s3(gateway)?, log: rig.log(gateway), _running: Running::Cluster(rig) })
+    }
 }
 
 struct Runner<'a> {

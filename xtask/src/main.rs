@@ -45,7 +45,7 @@ enum Command {
     Ci,
     /// Rules of CONTRIBUTING.md that no compiler checks.
     Tidy,
-    /// A checkout of ceph/s3-tests against a fresh release server.
+    /// A checkout of ceph/s3-tests against a fresh release server, or a cluster of them.
     S3Tests(CephArguments),
     /// Limits that need a release build and a quiet machine: restart, idle memory, memory under uploads.
     RestartMillion(MillionArguments),
@@ -117,6 +117,9 @@ pub(crate) struct TestArguments {
     /// Run s3-tests/ against a release build.
     #[arg(long)]
     release: bool,
+    /// Run s3-tests/, and nothing else, over this alone.
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["rust_only"])]
+    over: Option<tests::Over>,
     /// Further words for pytest, e.g. `-- -k listing`.
     #[arg(last = true)]
     pytest: Vec<String>,
@@ -141,6 +144,9 @@ pub(crate) struct CephArguments {
     /// Only tests whose name contains this.
     #[arg(short, long, value_name = "WORD")]
     keyword: Option<String>,
+    /// Against three meta nodes, three datanodes and two gateways, through one of these.
+    #[arg(long)]
+    cluster: bool,
 }
 
 /// What `restart-million` measures.

@@ -106,6 +106,16 @@ impl Rig {
         Ok(Self { binary: binary.to_owned(), directory: directory.to_owned(), nodes, settings })
     }
 
+    /// Adds to the configuration of every node of a role, before it starts.
+    pub(crate) fn configure(&self, role: Role, text: &str) -> Result<()> {
+        for name in self.names(role) {
+            let file = self.directory.join("cluster").join(name).join("node.toml");
+            let kept = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+            std::fs::write(&file, kept + text).with_context(|| format!("write {}", file.display()))?;
+        }
+        Ok(())
+    }
+
     /// All nodes.
     pub(crate) fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -218,6 +228,12 @@ impl Rig {
         self.kill(name)
     }
 
+    /// `http://host:port` of a gateway.
+    pub(crate) fn s3(&self, name: &str) -> Result<String> {
+        let node = self.nodes.iter().find(|node| node.name == name).context("there is no such gateway")?;
+        Ok(format!("http://{}", node.s3))
+    }
+
     /// Where a node answers other nodes.
     pub(crate) fn internal_port(&self, name: &str) -> Result<u16> {
         let node = self.nodes.iter().find(|node| node.name == name).context("there is no such node")?;
@@ -258,9 +274,7 @@ impl Rig {
 
     /// A client of a gateway that never repeats a request: what fails is seen.
     pub(crate) fn client(&self, name: &str, connections: usize) -> Result<S3Client> {
-        let node = self.nodes.iter().find(|node| node.name == name).context("there is no such gateway")?;
-        let endpoint: Endpoint =
-            format!("http://{}", node.s3).parse().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let endpoint: Endpoint = self.s3(name)?.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(S3Client::new(Config {
             credentials: Some(self.credentials()?),
             connections,

@@ -1,11 +1,18 @@
 //! `cargo xtask test`: the Rust tests, some seeds of the simulator, then s3-tests/ against the server of this tree.
 //!
+//! ```text
+//!   s3-tests/  in process    one server, its roles call one another directly: everything
+//!              over http     one server, its roles call one another over HTTP: the tests marked so
+//!              cluster       three meta nodes, three datanodes, two gateways: everything but what asks for one process
+//! ```
+//!
 //! pytest gets the dev build: `cargo test` has compiled every dependency of it already, with optimisation, and its
 //! debug assertions are worth more here than speed.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use crate::TestArguments;
 use crate::counts::{self, Counts};
@@ -22,7 +29,7 @@ const SIMULATOR_SEEDS: &str = "1..41";
 /// Runs what is asked for and sums up.
 pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Counts> {
     let mut total = Counts::default();
-    if !arguments.python_only {
+    if !arguments.python_only && arguments.over.is_none() {
         total += rust(workspace)?;
         total += simulator(workspace)?;
     }
@@ -76,22 +83,43 @@ fn python(workspace: &Workspace, arguments: &TestArguments) -> Result<Counts> {
     };
     let venv = Venv::ready(workspace, &requirements, &[])?;
 
-    let mut total = pytest(workspace, &venv, &binary, "inprocess", &arguments.pytest)?;
+    if let Some(over) = arguments.over {
+        return pytest(workspace, &venv, &binary, over, &arguments.pytest);
+    }
+    let mut total = pytest(workspace, &venv, &binary, Over::Inprocess, &arguments.pytest)?;
     if arguments.pytest.is_empty() {
         let selection = ["-m".to_owned(), HTTP_SELECTION.to_owned()];
-        total += pytest(workspace, &venv, &binary, "http", &selection)?;
+        total += pytest(workspace, &venv, &binary, Over::Http, &selection)?;
+        total += pytest(workspace, &venv, &binary, Over::Cluster, &[])?;
     }
     Ok(total)
 }
 
-/// One run of pytest over one transport between the services.
-fn pytest(
-    workspace: &Workspace,
-    venv: &Venv,
-    binary: &Path,
-    transport: &str,
-    words: &[String],
-) -> Result<Counts> {
+/// What s3-tests/ meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Over {
+    /// One server, whose roles call one another directly.
+    Inprocess,
+    /// One server, whose roles call one another over HTTP.
+    Http,
+    /// A cluster of processes.
+    Cluster,
+}
+
+impl Over {
+    /// As the suite's harness reads it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Inprocess => "inprocess",
+            Self::Http => "http",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
+/// One run of pytest.
+fn pytest(workspace: &Workspace, venv: &Venv, binary: &Path, over: Over, words: &[String]) -> Result<Counts> {
+    let transport = over.name();
     let results = workspace.target(&format!("s3-tests/{transport}.xml"));
     if results.exists() {
         std::fs::remove_file(&results).context("remove the last run's results")?;

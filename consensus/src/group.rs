@@ -678,7 +678,7 @@ fn start<M: StateMachine>(
     if !config.tick.is_zero() {
         actor::ticks(raft_sender.downgrade(), config.tick, || Input::Tick);
     }
-    start_driver(&config, driver, raft_inbox, replica)?;
+    start_driver(&config, driver, raft_inbox, raft_sender.clone(), replica)?;
     // It begins when it is called, and it is called when there is something in its inbox.
     let _ = raft_sender.try_send(Input::Wake);
     tracing::info!(
@@ -703,13 +703,16 @@ fn start_driver<R: Send + 'static>(
     config: &GroupConfig,
     driver: Driver<R>,
     inbox: mpsc::Receiver<Input<R>>,
+    own: mpsc::Sender<Input<R>>,
     replica: Replica,
 ) -> Result<(), OpenError> {
     let shared = driver.shared();
-    let mut running = Some((driver, replica));
+    // Its own sender keeps the loop alive when the last handle is gone: the directory stays locked until the apply thread has
+    // closed the state.
+    let mut running = Some((driver, replica, own));
     let mut begun = false;
     let step = move |inputs: &mut Vec<Input<R>>| {
-        let Some((driver, _)) = &mut running else { return ControlFlow::Break(()) };
+        let Some((driver, ..)) = &mut running else { return ControlFlow::Break(()) };
         if !std::mem::replace(&mut begun, true) {
             driver.begin();
         }

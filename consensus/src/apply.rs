@@ -29,6 +29,7 @@ use crate::machine::{Entry, StateMachine};
 use crate::members::Membership;
 use crate::packet::Mark;
 use crate::shared::{Input, Reply, Shared};
+use crate::state::snapshot::ReceivedSnapshot;
 use crate::state::{Progress, StateFile, put_progress};
 use crate::store::WriteBatch;
 
@@ -64,6 +65,8 @@ pub(crate) struct Batch<R> {
 /// What the apply thread waits for.
 pub(crate) enum ApplyInput<R> {
     Batch(Batch<R>),
+    /// Rows from a snapshot take the place of the state's.
+    Install(Box<ReceivedSnapshot>),
     /// Time goes on: a checkpoint may be due.
     Tick,
     Stop,
@@ -105,8 +108,11 @@ impl<M: StateMachine> Applier<M> {
         if self.shared.backlogged.swap(false, Ordering::AcqRel) {
             self.wake_raft();
         }
+        if self.progress.installed && self.shared.log_reset.swap(false, Ordering::AcqRel) {
+            self.clear_installed();
+        }
         let mut stop = false;
-        let mut merged = Batch { entries: Vec::new(), replies: VecDeque::new(), changes: Vec::new() };
+        let mut merged = Batch::empty();
         let mut bytes = 0;
         for input in inputs.drain(..) {
             match input {
@@ -116,14 +122,17 @@ impl<M: StateMachine> Applier<M> {
                     merged.replies.extend(batch.replies);
                     merged.changes.extend(batch.changes);
                 }
+                ApplyInput::Install(received) => {
+                    // Entries before it are in it, but their proposers may wait for an answer.
+                    self.apply_batch(std::mem::replace(&mut merged, Batch::empty()));
+                    bytes = 0;
+                    self.install(*received);
+                }
                 ApplyInput::Tick => {}
                 ApplyInput::Stop => stop = true,
             }
             if merged.entries.len() >= TRANSACTION_ENTRIES_MAX || bytes >= TRANSACTION_BYTES_MAX {
-                self.apply_batch(std::mem::replace(
-                    &mut merged,
-                    Batch { entries: Vec::new(), replies: VecDeque::new(), changes: Vec::new() },
-                ));
+                self.apply_batch(std::mem::replace(&mut merged, Batch::empty()));
                 self.pace.note_log(std::mem::take(&mut bytes));
             }
         }
@@ -317,11 +326,49 @@ impl<M: StateMachine> Applier<M> {
         self.wake_raft();
     }
 
+    /// Goes on from the rows of a snapshot. The file's rename stands at its beginning: an error after it leaves no state
+    /// to go on with.
+    fn install(&mut self, received: ReceivedSnapshot) {
+        match received.install() {
+            Ok((state, progress)) => (self.state, self.progress) = (state, progress),
+            Err(error) => fatal(&self.shared.name, "cannot take a snapshot over", &error),
+        }
+        self.changes.clear();
+        self.pace.restart();
+        self.reset_machine();
+        self.shared.replace_db(Arc::clone(self.state.database()));
+        let Progress { applied_index, state_hash, .. } = self.progress;
+        {
+            let mut status = self.shared.status.lock();
+            (status.applied_index, status.checkpoint_index) = (applied_index, applied_index);
+            status.state_hash = state_hash;
+        }
+        self.shared.applied_index.store(applied_index, Ordering::Release);
+        self.shared.checkpoint_index.store(applied_index, Ordering::Release);
+        self.shared.metrics.applied_index.set(applied_index as f64);
+        self.shared.metrics.checkpoint_index.set(applied_index as f64);
+        // Last: the raft thread then goes on.
+        self.shared.installed_index.store(applied_index, Ordering::Release);
+        self.wake_raft();
+    }
+
+    fn clear_installed(&mut self) {
+        if let Err(error) = self.state.clear_installed(&mut self.progress) {
+            fatal(&self.shared.name, "cannot note that a snapshot is in use", &error);
+        }
+    }
+
     /// A full inbox wakes the raft thread as well.
     fn wake_raft(&self) {
         if let Some(raft) = self.raft.upgrade() {
             let _ = raft.try_send(Input::Wake);
         }
+    }
+}
+
+impl<R> Batch<R> {
+    fn empty() -> Self {
+        Batch { entries: Vec::new(), replies: VecDeque::new(), changes: Vec::new() }
     }
 }
 
@@ -382,6 +429,11 @@ impl Pace {
         } else if took_ns < CHECKPOINT_SHORT_NS && self.rows >= self.rows_due {
             self.rows_due = (self.rows_due + self.rows_due / 4 + 1).min(CHECKPOINT_ROWS_MAX);
         }
+        self.restart();
+    }
+
+    /// Everything is durable.
+    fn restart(&mut self) {
         self.rows = 0;
         self.log_bytes = 0;
         self.since_ns = None;

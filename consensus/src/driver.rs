@@ -23,7 +23,9 @@
 //! Not here: what is on disk (see `log`), replies of applied commands (see `apply`).
 
 mod deaf;
+mod install;
 mod membership;
+mod snapshots;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
@@ -34,8 +36,9 @@ use std::time::Duration;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
 use raft::{RawNode, Ready, StateRole};
-use tokio::sync::mpsc::Sender;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{Sender, WeakSender};
 use uuid::Uuid;
 use wire::group::Member;
 
@@ -52,7 +55,12 @@ use crate::shared::{Input, Proposal, Reply, Shared};
 use crate::space::{Admission, Reserve};
 use crate::storage::LogStore;
 
+use install::Installing;
 use membership::{Changing, Transferring};
+use snapshots::Sends;
+
+pub(crate) use install::Install;
+pub(crate) use snapshots::SendEvent;
 
 /// Commands in one append at most: bounds how long its first one waits.
 const BATCH_ENTRIES_MAX: usize = 1024;
@@ -90,6 +98,8 @@ pub(crate) struct Place {
     pub(crate) me: Member,
     pub(crate) cluster_id: Uuid,
     pub(crate) transport: Option<Arc<dyn PeerTransport>>,
+    /// Where tasks run: this thread is none of the runtime's.
+    pub(crate) runtime: Handle,
     /// An election after so many ticks at least, and less than twice as many.
     pub(crate) election_ticks: usize,
     /// Entries kept in the log for peers that are behind, beyond the durable checkpoint.
@@ -99,6 +109,8 @@ pub(crate) struct Place {
 /// The raft thread's state.
 pub(crate) struct Driver<R> {
     node: RawNode<LogStore>,
+    /// For tasks that report back.
+    inbox: WeakSender<Input<R>>,
     /// Gone once the apply thread was told to stop.
     apply: Option<Sender<ApplyInput<R>>>,
     shared: Arc<Shared>,
@@ -121,6 +133,8 @@ pub(crate) struct Driver<R> {
     reads: Reads,
     changing: Option<Changing>,
     transferring: Option<Transferring>,
+    sends: Sends,
+    installing: Option<Installing>,
     /// Committed batches that the apply thread has no room for.
     outbox: VecDeque<Batch<R>>,
     /// Ticks since the start.
@@ -155,6 +169,7 @@ pub(crate) struct Room {
 impl<R: Send + 'static> Driver<R> {
     pub(crate) fn new(
         node: RawNode<LogStore>,
+        inbox: WeakSender<Input<R>>,
         apply: Sender<ApplyInput<R>>,
         shared: Arc<Shared>,
         room: Room,
@@ -165,6 +180,7 @@ impl<R: Send + 'static> Driver<R> {
         let election_ticks = place.election_ticks;
         let mut driver = Driver {
             node,
+            inbox,
             apply: Some(apply),
             shared,
             room,
@@ -180,6 +196,8 @@ impl<R: Send + 'static> Driver<R> {
             reads: Reads::default(),
             changing: None,
             transferring: None,
+            sends: Sends::default(),
+            installing: None,
             outbox: VecDeque::new(),
             now: 0,
             seen,
@@ -237,7 +255,11 @@ impl<R: Send + 'static> Driver<R> {
             }
             Input::Propose(proposal) => self.waiting.push_back(proposal),
             Input::Read(reply) => self.reads.add(reply, self.now + READ_TICKS),
+            // Raft must hear nothing between a Ready and its end; what is lost is sent again.
+            Input::Packet(_) if self.installing.is_some() => {}
             Input::Packet(packet) if !is_closing => self.receive(*packet),
+            Input::Install(install) => self.install(*install),
+            Input::Send(to, number, event) => self.note_send(to, number, event),
             Input::Change(change, reply) => self.change(change, reply),
             Input::Transfer(to, reply) => self.transfer(to, reply),
             Input::Tick if !is_closing => self.tick(),
@@ -248,6 +270,9 @@ impl<R: Send + 'static> Driver<R> {
 
     fn tick(&mut self) {
         self.now += 1;
+        if self.installing.is_some() {
+            return;
+        }
         self.marks_due = true;
         self.node.tick();
         if self.node.raft.state != StateRole::Leader && self.node.raft.election_elapsed == 0 {
@@ -258,11 +283,16 @@ impl<R: Send + 'static> Driver<R> {
         self.orphans.retain(|_, (_, expires)| self.now < *expires);
         self.tick_membership();
         self.yield_if_deaf();
+        self.tick_sends();
         self.publish_members();
     }
 
     /// Does everything that can be done now. What apply has no room for waits, in raft or in the inbox.
     fn turn(&mut self) {
+        if self.is_installing() {
+            self.refuse_all();
+            return;
+        }
         self.hand_over();
         self.keep_house();
         self.compare_marks();
@@ -278,6 +308,7 @@ impl<R: Send + 'static> Driver<R> {
             }
             self.perform_all();
         }
+        self.make_snapshots();
         self.publish();
     }
 
@@ -324,6 +355,7 @@ impl<R: Send + 'static> Driver<R> {
             let orphans = self.pending.drain(..);
             self.orphans.extend(orphans.map(|lost| ((lost.index, lost.term), (lost.reply, expires))));
             self.fail_change();
+            self.stop_sends();
         }
         if leads && (!led || before.0 != term) {
             self.shared.metrics.elections_won.increment(1);
@@ -368,6 +400,7 @@ impl<R: Send + 'static> Driver<R> {
         let mut by_peer = BTreeMap::<u64, Vec<Message>>::new();
         for message in messages {
             if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.stream_snapshot(message);
                 continue;
             }
             by_peer.entry(message.to).or_default().push(message);
@@ -377,19 +410,23 @@ impl<R: Send + 'static> Driver<R> {
                 self.shared.metrics.messages_unroutable.increment(messages.len() as u64);
                 continue;
             };
-            let head = Head {
-                group: self.shared.name.clone(),
-                cluster_id: self.place.cluster_id,
-                from: self.place.me.clone(),
-                to_raft_id: to,
-                to_incarnation: member.incarnation,
-                marks: self.marks_to_send(),
-            };
+            let head = self.head_to(member);
             for packet in encode(&head, &messages) {
                 transport.send(&self.shared.name, member, packet);
             }
         }
         self.marks_due = false;
+    }
+
+    fn head_to(&self, member: &Member) -> Head {
+        Head {
+            group: self.shared.name.clone(),
+            cluster_id: self.place.cluster_id,
+            from: self.place.me.clone(),
+            to_raft_id: member.raft_id,
+            to_incarnation: member.incarnation,
+            marks: self.marks_to_send(),
+        }
     }
 
     // State hashes.
@@ -544,13 +581,18 @@ impl<R: Send + 'static> Driver<R> {
     }
 
     fn perform(&mut self, mut ready: Ready) {
-        assert!(ready.snapshot().is_empty(), "snapshots are installed before raft hears of them");
+        assert!(ready.snapshot().is_empty(), "raft hears of a snapshot when it is taken over, and only then");
         self.send(ready.take_messages());
         for state in ready.take_read_states() {
             self.reads.confirm(&state.request_ctx);
         }
         self.commit(ready.take_committed_entries());
         self.persist(&mut ready);
+        self.advance(ready);
+    }
+
+    /// The end of a Ready that is durable.
+    fn advance(&mut self, mut ready: Ready) {
         self.send(ready.take_persisted_messages());
         let mut light = self.node.advance_append(ready);
         if let Some(commit) = light.commit_index() {
@@ -678,7 +720,7 @@ impl<R: Send + 'static> Driver<R> {
             return keep_from;
         }
         let slowest = self.node.raft.prs().iter().map(|(_, progress)| progress.matched).min();
-        checkpoint.min(slowest.unwrap_or(0).max(keep_from))
+        checkpoint.min(slowest.unwrap_or(0).max(keep_from)).min(self.held_for_sends(checkpoint))
     }
 
     fn publish(&self) {
@@ -694,7 +736,8 @@ impl<R: Send + 'static> Driver<R> {
     fn try_close(&mut self) -> ControlFlow<()> {
         let Some(stop_by) = self.stop_by else { return ControlFlow::Continue(()) };
         let is_handing_over = self.transferring.is_some() && self.is_leader() && self.now < stop_by;
-        if is_handing_over || !self.outbox.is_empty() || !self.waiting.is_empty() {
+        if is_handing_over || self.installing.is_some() || !self.outbox.is_empty() || !self.waiting.is_empty()
+        {
             return ControlFlow::Continue(());
         }
         if let Some(apply) = &self.apply {

@@ -23,6 +23,7 @@ use platform::actor;
 use platform::disk::{Directory, DiskIo};
 use raft::RawNode;
 use raft::eraftpb::HardState;
+use tokio::runtime;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
@@ -31,18 +32,19 @@ use wire::host::HostPort;
 use wire::status::{Failure, Status};
 
 use crate::apply::{Applier, ApplyInput, Pace};
-use crate::driver::{APPLY_INBOX, Driver, Place, Room};
+use crate::driver::{APPLY_INBOX, Driver, Install, Place, Room};
 use crate::error::{ChangeError, OpenError, ProposeError, ReadError, StoreError};
+use crate::incoming::{Incoming, IncomingConfig};
 use crate::log::{Identity, Log, LogConfig, SegmentedLog};
 use crate::logger::raft_logger;
 use crate::machine::StateMachine;
 use crate::members::Membership;
-use crate::packet::decode;
+use crate::packet::{Head, decode};
 use crate::peer::{PeerEndpoint, PeerTransport, SnapshotStream};
 use crate::replica::{Replica, io_error};
 use crate::shared::{ChangeReply, Input, Phase, Proposal, Reply, Shared, Ticket};
 use crate::space::{RESERVE, Reserve};
-use crate::state::{Progress, STATE, StateConfig, StateFile};
+use crate::state::{Progress, StateConfig, StateFile};
 use crate::storage::LogStore;
 use crate::store::{ReadView, check_tables};
 
@@ -74,9 +76,9 @@ const APPLY_TICKS: std::ops::RangeInclusive<Duration> = Duration::from_millis(50
 /// A segment holds its header and some commands, and its offsets are 32-bit.
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 16 << 10..=1 << 30;
 
-/// Entries kept for peers that are behind. Many, as long as nothing but the log brings a replica up to date: some 500 MiB
-/// of small commands.
-const LOG_KEEP_ENTRIES: u64 = 1_000_000;
+/// Entries kept for peers that are behind: what a busy group logs while one of its replicas restarts, a minute or two at
+/// 1,000 commands a second, some 50 MiB of them. Whoever was away for longer gets a snapshot.
+const LOG_KEEP_ENTRIES: u64 = 100_000;
 
 /// Inputs to the raft thread besides proposals: wake-ups and a stop.
 const INBOX_EXTRA: usize = 1024;
@@ -124,7 +126,7 @@ pub struct GroupConfig {
     pub tick: Duration,
     /// Every so many entries replicas compare their state. The same everywhere. Default 10,000.
     pub state_hash_entries: u64,
-    /// Entries that stay in the log for peers that are behind. Default 1,000,000.
+    /// Entries that stay in the log for peers that are behind. Default 100,000.
     pub log_keep_entries: u64,
 }
 
@@ -306,6 +308,24 @@ struct Handle<R> {
     raft_id: u64,
     incarnation: Uuid,
     cluster_id: Uuid,
+    incoming: IncomingConfig,
+}
+
+impl<R> Handle<R> {
+    /// Whether what stands behind this head may be looked at.
+    fn admit(&self, head: &Head) -> Result<(), &'static str> {
+        if head.group != self.shared.name {
+            return Err("it is for another group");
+        }
+        if head.cluster_id != self.cluster_id {
+            return Err("it is from another cluster");
+        }
+        if head.to_raft_id != self.raft_id || head.to_incarnation != self.incarnation {
+            return Err("it is for another replica, or another life of this one");
+        }
+        let membership = Arc::clone(&self.shared.membership.lock());
+        membership.admits(head.from.raft_id, head.from.incarnation)
+    }
 }
 
 impl<M: StateMachine> Clone for Group<M> {
@@ -331,16 +351,8 @@ impl<M: StateMachine> Group<M> {
     pub fn open(config: GroupConfig, machine: M) -> Result<Group<M>, OpenError> {
         config.check()?;
         check_tables(M::TABLES);
-        let replica = Replica::lock(&config.disk)?;
-        if !replica.exists()? {
-            replica.create(config.identity(), || create_files::<M>(&config))?;
-        }
-        replica.check(config.identity())?;
-        let reserve = open_reserve(&config)?;
-        let (state, progress) = StateFile::open(&state_config::<M>(&config, &reserve))?;
-        let log = SegmentedLog::open(log_config(&config))?;
-        check_fit(&replica, &log, &progress)?;
-        start(config, machine, Opened { replica, reserve, state, progress, log })
+        let opened = recover::<M>(&config)?;
+        start(config, machine, opened)
     }
 
     /// Proposes a command and waits until it is applied here. Dropping the future does not cancel the command.
@@ -532,20 +544,7 @@ impl<M: StateMachine> PeerEndpoint for Group<M> {
 
     async fn receive(&self, batch: Bytes) -> Result<(), Failure> {
         let handle = &self.handle;
-        let membership = Arc::clone(&handle.shared.membership.lock());
-        let decoded = decode(&batch, |head| {
-            if head.group != handle.shared.name {
-                return Err("it is for another group");
-            }
-            if head.cluster_id != handle.cluster_id {
-                return Err("it is from another cluster");
-            }
-            if head.to_raft_id != handle.raft_id || head.to_incarnation != handle.incarnation {
-                return Err("it is for another replica, or another life of this one");
-            }
-            membership.admits(head.from.raft_id, head.from.incarnation)
-        });
-        let packet = decoded.map_err(|why| {
+        let packet = decode(&batch, |head| handle.admit(head)).map_err(|why| {
             handle.shared.metrics.packets_refused.increment(1);
             Failure::new(Status::Invalid, format!("a batch of messages is refused: {why}"))
         })?;
@@ -556,8 +555,19 @@ impl<M: StateMachine> PeerEndpoint for Group<M> {
         }
     }
 
-    async fn receive_snapshot(&self, _head: Bytes, _body: SnapshotStream) -> Result<(), Failure> {
-        Err(Failure::new(Status::Invalid, "this version installs no snapshots"))
+    async fn receive_snapshot(&self, call: Bytes, body: SnapshotStream) -> Result<(), Failure> {
+        let handle = &self.handle;
+        let incoming = Incoming::begin(&handle.incoming, &handle.shared, &call, |head| handle.admit(head));
+        let refused = |why: String| {
+            handle.shared.metrics.packets_refused.increment(1);
+            Failure::new(Status::Invalid, format!("a snapshot is refused: {why}"))
+        };
+        let (message, received) = incoming.map_err(refused)?.receive(body).await?;
+        let (reply, outcome) = oneshot::channel();
+        let install = Input::Install(Box::new(Install { message, received, reply }));
+        let stopped = || Failure::new(Status::Retry, "this replica has stopped");
+        handle.inbox.send(install).await.map_err(|_| stopped())?;
+        outcome.await.unwrap_or_else(|_| Err(stopped()))
     }
 }
 
@@ -568,6 +578,21 @@ struct Opened {
     state: StateFile,
     progress: Progress,
     log: SegmentedLog,
+}
+
+/// Opens what is in the directory, or makes it, and brings it together.
+fn recover<M: StateMachine>(config: &GroupConfig) -> Result<Opened, OpenError> {
+    let replica = Replica::lock(&config.disk)?;
+    if !replica.exists()? {
+        replica.create(config.identity(), || create_files::<M>(config))?;
+    }
+    replica.check(config.identity())?;
+    let reserve = open_reserve(config)?;
+    let (state, mut progress) = StateFile::open(&state_config::<M>(config, &reserve))?;
+    let mut log = SegmentedLog::open(log_config(config))?;
+    take_over(&config.dir(), &state, &mut log, &mut progress)?;
+    check_fit(&replica, &log, &progress)?;
+    Ok(Opened { replica, reserve, state, progress, log })
 }
 
 fn create_files<M: StateMachine>(config: &GroupConfig) -> Result<(), OpenError> {
@@ -582,9 +607,9 @@ fn open_reserve(config: &GroupConfig) -> Result<Arc<Reserve>, OpenError> {
     Ok(Arc::new(opened.map_err(io_error("open", &*config.disk, RESERVE))?))
 }
 
-fn state_config<'a, M: StateMachine>(config: &'a GroupConfig, reserve: &Arc<Reserve>) -> StateConfig<'a> {
+fn state_config<M: StateMachine>(config: &GroupConfig, reserve: &Arc<Reserve>) -> StateConfig {
     StateConfig {
-        group: &config.name,
+        group: config.name.clone(),
         disk: Arc::clone(&config.disk),
         identity: config.identity(),
         cache_bytes: config.cache_bytes,
@@ -603,13 +628,28 @@ fn log_config(config: &GroupConfig) -> LogConfig {
     }
 }
 
+/// Finishes what a crash interrupted after a snapshot had taken the state's place: the log is reset if it does not hold
+/// what the rows stand for, then the mark goes.
+fn take_over(
+    dir: &Path,
+    state: &StateFile,
+    log: &mut SegmentedLog,
+    progress: &mut Progress,
+) -> Result<(), OpenError> {
+    if !progress.installed {
+        return Ok(());
+    }
+    let (index, term) = (progress.applied_index, progress.applied_term);
+    if log.term(index) != Some(term) || log.first_index() > index + 1 {
+        log.reset(index, term)?;
+    }
+    let cleared = state.clear_installed(progress);
+    cleared.map_err(|source| OpenError::Recover { dir: dir.to_owned(), source })
+}
+
 /// Checks that the log continues the state.
 fn check_fit(replica: &Replica, log: &dyn Log, progress: &Progress) -> Result<(), OpenError> {
-    let Progress { applied_index, applied_term, installed, .. } = *progress;
-    if installed {
-        let what = "it came from a snapshot, which this program cannot take over yet".to_owned();
-        return Err(replica.damaged(STATE, what));
-    }
+    let Progress { applied_index, applied_term, .. } = *progress;
     if log.first_index() > applied_index + 1 {
         let what =
             format!("the state ends at entry {applied_index}, the log begins at {}", log.first_index());
@@ -665,16 +705,22 @@ fn start<M: StateMachine>(
     actor::ticks(apply_sender.downgrade(), apply_tick, || ApplyInput::Tick);
     start_applier(&config, applier, apply_inbox, raft_sender.downgrade())?;
 
+    let incoming = IncomingConfig::new(
+        state_config::<M>(&config, &reserve),
+        // A follower's log must find room while rows come in, whatever else it needs.
+        config.disk_free_min_bytes + config.log_segment_bytes,
+    );
     let room =
         Room::new(reserve, config.disk_free_min_bytes, config.log_segment_bytes, config.batch_bytes_max());
     let place = Place {
         me,
         cluster_id: config.cluster_id,
         transport: config.transport.clone(),
+        runtime: runtime::Handle::current(),
         election_ticks: ELECTION_TICKS,
         log_keep_entries: config.log_keep_entries,
     };
-    let driver = Driver::new(node, apply_sender, Arc::clone(&shared), room, place);
+    let driver = Driver::new(node, raft_sender.downgrade(), apply_sender, Arc::clone(&shared), room, place);
     if !config.tick.is_zero() {
         actor::ticks(raft_sender.downgrade(), config.tick, || Input::Tick);
     }
@@ -695,6 +741,7 @@ fn start<M: StateMachine>(
         raft_id: config.raft_id,
         incarnation: config.me().incarnation,
         cluster_id: config.cluster_id,
+        incoming,
     };
     Ok(Group { handle: Arc::new(handle) })
 }
@@ -797,3 +844,6 @@ fn make_node(
     let store = LogStore::new(&config.name, Box::new(log), hard_state, progress.conf_state.clone());
     RawNode::new(&raft_config, store, &raft_logger()).map_err(|error| OpenError::Config(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@
 //! | `machine` | what a service gives: tables and `apply` |
 //! | `store` | rows with checksums, the state hash, a store in memory for tests |
 //! | `driver` | the raft thread: batches proposals, performs each Ready in raft's order, changes membership |
+//! | `incoming` | a snapshot on its way in |
 //! | `reads` | reads that wait for a quorum |
 //! | `members` | who belongs to the group |
 //! | `peer`, `packet` | the network as the driver sees it; what goes over it |
@@ -26,14 +27,15 @@
 //! A command is acknowledged when it is durable in the log and applied. The state on disk may lag behind: a start
 //! replays the log from the last checkpoint. Commands are opaque bytes here.
 //!
-//! Not here yet: snapshots to replicas that are behind the log. Such a replica waits, and so does one that joins once
-//! the log no longer begins at its first entry.
+//! A replica that is behind the log's beginning gets a snapshot: all rows at one index, as a stream that becomes a state
+//! file of its own and takes the place of the replica's (`driver::snapshots`, `incoming`, `driver::install`).
 
 mod abort;
 mod apply;
 mod driver;
 mod error;
 mod group;
+mod incoming;
 mod log;
 mod logger;
 mod machine;

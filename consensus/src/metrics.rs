@@ -36,6 +36,12 @@ pub(crate) struct Metrics {
     pub(crate) state_mismatches: Counter,
     /// Rounds that asked a quorum for leadership, for reads.
     pub(crate) read_rounds: Counter,
+    /// Snapshots that a peer has installed.
+    pub(crate) snapshots_sent: Counter,
+    /// Snapshots for a peer that did not arrive.
+    pub(crate) snapshots_failed: Counter,
+    /// Snapshots that took the place of this replica's rows.
+    pub(crate) snapshots_installed: Counter,
     /// Times this replica began to lead.
     pub(crate) elections_won: Counter,
 }
@@ -60,6 +66,9 @@ impl Metrics {
             messages_unroutable: counter!("consensus_messages_unroutable_total", "group" => group.clone()),
             state_mismatches: counter!("consensus_state_mismatches_total", "group" => group.clone()),
             read_rounds: counter!("consensus_read_rounds_total", "group" => group.clone()),
+            snapshots_sent: counter!("consensus_snapshots_sent_total", "group" => group.clone()),
+            snapshots_failed: counter!("consensus_snapshots_failed_total", "group" => group.clone()),
+            snapshots_installed: counter!("consensus_snapshots_installed_total", "group" => group.clone()),
             elections_won: counter!("consensus_elections_won_total", "group" => group),
         }
     }

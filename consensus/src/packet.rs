@@ -98,6 +98,38 @@ pub(crate) fn decode(
     packet: &[u8],
     admit: impl FnOnce(&Head) -> Result<(), &'static str>,
 ) -> Result<Packet, &'static str> {
+    decode_of(packet, is_between_peers, admit)
+}
+
+/// What precedes a snapshot: the packet of raft's message, behind its length, then the snapshot's own head.
+pub(crate) fn encode_call(head: &Head, message: Message, snapshot_head: &[u8]) -> Bytes {
+    let packet = encode(head, &[message]).remove(0);
+    let mut out = BytesMut::with_capacity(4 + packet.len() + snapshot_head.len());
+    out.extend_from_slice(&(packet.len() as u32).to_le_bytes());
+    out.extend_from_slice(&packet);
+    out.extend_from_slice(snapshot_head);
+    out.freeze()
+}
+
+/// Reads what precedes a snapshot: its packet with the one message, and the bytes of the snapshot's own head.
+pub(crate) fn decode_call(
+    call: &[u8],
+    admit: impl FnOnce(&Head) -> Result<(), &'static str>,
+) -> Result<(Packet, &[u8]), &'static str> {
+    let (size, rest) = call.split_first_chunk::<4>().ok_or("it is too short")?;
+    let (packet, snapshot_head) = rest.split_at_checked(word(size) as usize).ok_or("it is too short")?;
+    let packet = decode_of(packet, |kind| kind == MessageType::MsgSnapshot, admit)?;
+    if packet.messages.len() != 1 {
+        return Err("it is not about one snapshot");
+    }
+    Ok((packet, snapshot_head))
+}
+
+fn decode_of(
+    packet: &[u8],
+    is_wanted: impl Fn(MessageType) -> bool,
+    admit: impl FnOnce(&Head) -> Result<(), &'static str>,
+) -> Result<Packet, &'static str> {
     let (checked, crc) = packet.split_last_chunk::<4>().ok_or("it is too short")?;
     if crc_fast::crc32_iscsi(checked).to_le_bytes() != *crc {
         return Err("its checksum does not fit");
@@ -124,8 +156,8 @@ pub(crate) fn decode(
         if message.from != head.from.raft_id || message.to != head.to_raft_id {
             return Err("a message is from or to somebody else");
         }
-        if !is_between_peers(message.get_msg_type()) {
-            return Err("a message is none that peers send");
+        if !is_wanted(message.get_msg_type()) {
+            return Err("a message is none that peers send this way");
         }
         messages.push(message);
         rest = behind;

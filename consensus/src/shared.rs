@@ -9,6 +9,7 @@ use tokio::sync::{oneshot, watch};
 
 use wire::group::{MemberInfo, MembershipChange};
 
+use crate::driver::{Install, SendEvent};
 use crate::error::{ChangeError, ProposeError, ReadError, StoreError};
 use crate::group::{GroupStatus, Leadership, Priority};
 use crate::members::Membership;
@@ -36,6 +37,10 @@ pub(crate) enum Input<R> {
     Packet(Box<Packet>),
     Change(MembershipChange, ChangeReply),
     Transfer(u64, ChangeReply),
+    /// A snapshot lies beside the state, whole and durable.
+    Install(Box<Install>),
+    /// What became of a snapshot for a peer; the number says which.
+    Send(u64, u64, SendEvent),
     Tick,
     /// Something that the raft thread looks at has changed: apply has room again, or made a checkpoint.
     Wake,
@@ -90,6 +95,10 @@ pub(crate) struct Shared {
     leader_term: AtomicU64,
     pub(crate) applied_index: AtomicU64,
     pub(crate) checkpoint_index: AtomicU64,
+    /// The snapshot whose rows the apply thread has taken over last.
+    pub(crate) installed_index: AtomicU64,
+    /// The log was reset for it: the state may forget that it came from one.
+    pub(crate) log_reset: AtomicBool,
     /// The raft thread waits until apply takes the next batch.
     pub(crate) backlogged: AtomicBool,
     /// The raft thread asks for a checkpoint, so that it can recycle a segment.
@@ -129,6 +138,8 @@ impl Shared {
             leader_term: AtomicU64::new(0),
             applied_index: AtomicU64::new(status.applied_index),
             checkpoint_index: AtomicU64::new(status.checkpoint_index),
+            installed_index: AtomicU64::new(0),
+            log_reset: AtomicBool::new(false),
             backlogged: AtomicBool::new(false),
             checkpoint_wanted: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
@@ -219,6 +230,12 @@ impl Shared {
     pub(crate) fn expire_view(&self) {
         let expired = self.view.lock().take();
         drop(expired);
+    }
+
+    /// The rows are those of another file from here on. Views of the old one live on.
+    pub(crate) fn replace_db(&self, db: Arc<StateDb>) {
+        *self.db.write() = Some(db);
+        self.expire_view();
     }
 
     /// Lets go of the state file.

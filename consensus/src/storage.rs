@@ -9,9 +9,10 @@
 //!
 //! Not here: the order of persist, send and apply (see `driver`).
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::abort::fatal;
@@ -26,13 +27,44 @@ pub(crate) struct LogStore {
     /// What the next batch will write: raft reports a new commit index after the batch that raised it.
     hard_state: HardState,
     conf_state: ConfState,
+    desk: RefCell<Desk>,
+}
+
+/// What raft and the driver tell each other about snapshots for peers.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    /// Peers that raft would like to send one to.
+    pub(crate) wanted: BTreeSet<u64>,
+    /// What can be sent at once, by peer.
+    pub(crate) made: BTreeMap<u64, SnapshotMetadata>,
 }
 
 impl LogStore {
     /// A store over an opened log. `hard_state` is the log's with the commit index raised to what the state has
     /// applied, `conf_state` the membership at the applied index.
     pub(crate) fn new(group: &str, log: Box<dyn Log>, hard_state: HardState, conf_state: ConfState) -> Self {
-        LogStore { group: group.to_owned(), log, recent: VecDeque::new(), hard_state, conf_state }
+        let (recent, desk) = (VecDeque::new(), RefCell::default());
+        LogStore { group: group.to_owned(), log, recent, hard_state, conf_state, desk }
+    }
+
+    /// Snapshots for peers.
+    pub(crate) fn desk(&mut self) -> &mut Desk {
+        self.desk.get_mut()
+    }
+
+    /// Gives up all entries for a state that came from a snapshot and is durable. Durable when it returns.
+    pub(crate) fn restart_at(&mut self, index: u64, term: u64, hard_state: &HardState) {
+        self.hard_state = hard_state.clone();
+        if wire::planted::is_on("snapshot_forgets_vote") {
+            self.hard_state = HardState { term, commit: index, ..HardState::default() };
+        }
+        self.recent.clear();
+        let noted = self.log.reset(index, term).and_then(|()| self.log.append(&[], &self.hard_state));
+        // What the log had before is of no use to anybody.
+        let noted = noted.and_then(|()| self.log.sync()).and_then(|()| self.log.compact(index));
+        if let Err(error) = noted {
+            fatal(&self.group, "cannot reset the log", &error);
+        }
     }
 
     /// Appends what a Ready holds and makes it durable if it must be.
@@ -141,8 +173,16 @@ impl Storage for LogStore {
         Ok(self.log.last_index())
     }
 
-    /// Raft asks for one only to send it to a peer that has fallen behind.
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    /// Raft asks for one only to send it to a peer that has fallen behind. It gets what the driver has made for this
+    /// peer, or asks again.
+    fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let mut desk = self.desk.borrow_mut();
+        if let Some(metadata) = desk.made.get(&to) {
+            let mut snapshot = Snapshot::default();
+            snapshot.set_metadata(metadata.clone());
+            return Ok(snapshot);
+        }
+        desk.wanted.insert(to);
         Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
     }
 }

@@ -154,9 +154,10 @@ fn a_panic_in_apply_ends_the_process() {
     assert_eq!(child.signal(), Some(SIGABRT));
 }
 
-/// Every step of this crate has its place in the walk above.
+/// Every step of this crate has its place in the walk above. A snapshot comes from a peer: its installation crashes at
+/// every operation on the disk, in `group`'s own tests.
 #[test]
 fn no_step_is_left_out() {
     let named = wire::failpoint::NAMES.iter().filter(|name| name.starts_with("consensus_"));
-    assert!(named.eq(STEPS));
+    assert!(named.filter(|name| !name.starts_with("consensus_snapshot_")).eq(STEPS));
 }

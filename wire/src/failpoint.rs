@@ -35,6 +35,10 @@ pub const NAMES: &[&str] = &[
     "consensus_checkpoint_begun",
     "consensus_checkpoint_done",
     "consensus_segment_recycled",
+    // Consensus: a snapshot comes into service.
+    "consensus_snapshot_received",
+    "consensus_snapshot_renamed",
+    "consensus_snapshot_log_reset",
     // OM: deletion leaves it.
     "meta_deletion_handed_over",
     "scm_deletion_logged",

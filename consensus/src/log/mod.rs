@@ -46,6 +46,10 @@ pub(crate) trait Log: Send {
     /// Makes everything appended durable.
     fn sync(&mut self) -> Result<(), LogError>;
 
+    /// Voids all entries: the state came from a snapshot at `index`. Term and vote stay, unless the term is below the
+    /// snapshot's: whoever never heard of a term has not voted in it. Durable when it returns.
+    fn reset(&mut self, index: u64, term: u64) -> Result<(), LogError>;
+
     /// Whether records of `size` bytes can be appended for sure, leaving `keep` bytes. May wait for a segment that is
     /// being prepared, never for space.
     fn admit(&mut self, size: u64, keep: u64) -> bool;

@@ -570,6 +570,10 @@ impl SegmentedLog {
         self.terms = Terms::new(index, term);
         self.last_index = index;
         self.hard_state.commit = self.hard_state.commit.max(index);
+        if self.hard_state.term < term {
+            // The crash came before the term in which the snapshot arrived was noted.
+            (self.hard_state.term, self.hard_state.vote) = (term, 0);
+        }
     }
 
     fn segment_of(&self, index: u64) -> Option<(&Segment, u64)> {
@@ -671,6 +675,18 @@ impl Log for SegmentedLog {
             self.synced_number = self.next_number - 1;
         }
         Ok(())
+    }
+
+    fn reset(&mut self, index: u64, term: u64) -> Result<(), LogError> {
+        assert!(
+            self.hard_state.commit <= index,
+            "a snapshot at {index} would void entry {}, which was committed",
+            self.hard_state.commit
+        );
+        self.put(&Record::Reset { index, term })?;
+        self.forget_entries(index, term);
+        self.write_out()?;
+        self.sync()
     }
 
     fn admit(&mut self, size: u64, keep: u64) -> bool {

@@ -31,7 +31,8 @@ pub(crate) struct StateBackend {
     length: Arc<AtomicU64>,
     /// Which pieces are known to be allocated, a bit each.
     allocated: Mutex<Vec<u64>>,
-    reserve: Arc<Reserve>,
+    /// None of a file that must not use it.
+    reserve: Option<Arc<Reserve>>,
 }
 
 impl StateBackend {
@@ -39,7 +40,7 @@ impl StateBackend {
         group: &str,
         file: Arc<dyn BlockFile>,
         length: Arc<AtomicU64>,
-        reserve: Arc<Reserve>,
+        reserve: Option<Arc<Reserve>>,
     ) -> io::Result<Self> {
         length.store(file.length()?, Ordering::Relaxed);
         Ok(StateBackend { group: group.to_owned(), file, length, allocated: Mutex::new(Vec::new()), reserve })
@@ -64,7 +65,8 @@ impl StateBackend {
         loop {
             match self.file.reserve(piece * PIECE, PIECE) {
                 Err(error) if is_full(&error) => {
-                    if !self.reserve.release(RELEASE)? {
+                    let Some(reserve) = &self.reserve else { return Err(error) };
+                    if !reserve.release(RELEASE)? {
                         return Err(error);
                     }
                 }

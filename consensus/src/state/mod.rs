@@ -21,7 +21,6 @@
 //! Not here: when to checkpoint (see `apply`), rows (see `store`).
 
 mod backend;
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver of several voters takes it up"))]
 pub(crate) mod snapshot;
 
 use std::path::PathBuf;
@@ -139,8 +138,8 @@ impl StateDb {
 
 /// What opening needs to know.
 #[derive(Clone)]
-pub(crate) struct StateConfig<'a> {
-    pub(crate) group: &'a str,
+pub(crate) struct StateConfig {
+    pub(crate) group: String,
     pub(crate) disk: Arc<dyn DiskIo>,
     pub(crate) identity: Identity,
     pub(crate) cache_bytes: usize,
@@ -150,7 +149,7 @@ pub(crate) struct StateConfig<'a> {
     pub(crate) voters: Vec<Member>,
 }
 
-impl StateConfig<'_> {
+impl StateConfig {
     /// Where the files are, for messages.
     fn dir(&self) -> PathBuf {
         PathBuf::from(self.disk.name())
@@ -163,7 +162,7 @@ impl StateConfig<'_> {
 
 impl StateFile {
     /// Makes an empty state with its first voters. Durable when it returns.
-    pub(crate) fn create(config: &StateConfig<'_>) -> Result<StateFile, OpenError> {
+    pub(crate) fn create(config: &StateConfig) -> Result<StateFile, OpenError> {
         let state = StateFile { db: open_database(config, STATE, OpenMode::Fresh)?, tables: config.tables };
         let voters = config.voters.iter().map(|member| member.raft_id).collect();
         let conf_state = ConfState { voters, ..ConfState::default() };
@@ -177,7 +176,7 @@ impl StateFile {
     }
 
     /// Opens an existing state, checks that it is this replica's, and answers how far it has come.
-    pub(crate) fn open(config: &StateConfig<'_>) -> Result<(StateFile, Progress), OpenError> {
+    pub(crate) fn open(config: &StateConfig) -> Result<(StateFile, Progress), OpenError> {
         remove_unfinished(config)?;
         let state =
             StateFile { db: open_database(config, STATE, OpenMode::Existing)?, tables: config.tables };
@@ -214,7 +213,6 @@ impl StateFile {
         view_of(&self.db, self.tables)
     }
 
-    #[expect(dead_code, reason = "the driver of several voters takes it up")]
     /// Notes durably that the log has caught up with rows that came from a snapshot.
     pub(crate) fn clear_installed(&self, progress: &mut Progress) -> Result<(), StoreError> {
         progress.installed = false;
@@ -238,7 +236,7 @@ impl StateFile {
     }
 
     /// The stored list may be a beginning of the program's: an upgrade appends tables.
-    fn adopt_tables(&self, config: &StateConfig<'_>, found: &[String]) -> Result<(), OpenError> {
+    fn adopt_tables(&self, config: &StateConfig, found: &[String]) -> Result<(), OpenError> {
         let known: Vec<&str> = config.tables.iter().map(Table::name).collect();
         if !known.iter().zip(found).all(|(known, found)| known == found) || found.len() > known.len() {
             let what = format!("it has tables {found:?}, this program knows {known:?}");
@@ -334,7 +332,7 @@ fn put_row(txn: &WriteTransaction, row_key: &[u8], row: &impl Serialize) -> Resu
     Ok(())
 }
 
-fn identity_row(config: &StateConfig<'_>) -> IdentityRow {
+fn identity_row(config: &StateConfig) -> IdentityRow {
     IdentityRow {
         format: STATE_FORMAT,
         cluster_id: config.identity.cluster_id,
@@ -344,7 +342,7 @@ fn identity_row(config: &StateConfig<'_>) -> IdentityRow {
 }
 
 /// Removes what a snapshot that was not installed has left.
-fn remove_unfinished(config: &StateConfig<'_>) -> Result<(), OpenError> {
+fn remove_unfinished(config: &StateConfig) -> Result<(), OpenError> {
     match config.disk.remove(STATE_NEW) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             Err(OpenError::Io { action: "remove", path: config.dir().join(STATE_NEW), source })
@@ -353,12 +351,14 @@ fn remove_unfinished(config: &StateConfig<'_>) -> Result<(), OpenError> {
     }
 }
 
-fn open_database(config: &StateConfig<'_>, name: &str, mode: OpenMode) -> Result<Arc<StateDb>, OpenError> {
+fn open_database(config: &StateConfig, name: &str, mode: OpenMode) -> Result<Arc<StateDb>, OpenError> {
     let length = Arc::new(AtomicU64::new(0));
     let opened = config.disk.open(name, mode);
     let backend = opened
         .and_then(|file| {
-            StateBackend::open(config.group, file, Arc::clone(&length), Arc::clone(&config.reserve))
+            // A snapshot in the making can be sent again: it never uses up what others need to go on.
+            let reserve = (name == STATE).then(|| Arc::clone(&config.reserve));
+            StateBackend::open(&config.group, file, Arc::clone(&length), reserve)
         })
         .map_err(|source| OpenError::Io { action: "open", path: config.dir().join(name), source })?;
     let opened = Database::builder()
@@ -378,11 +378,11 @@ fn open_database(config: &StateConfig<'_>, name: &str, mode: OpenMode) -> Result
     }
 }
 
-fn damaged(config: &StateConfig<'_>, what: String) -> OpenError {
+fn damaged(config: &StateConfig, what: String) -> OpenError {
     OpenError::Damaged { dir: config.dir(), path: config.path(), what }
 }
 
-fn unusable(config: &StateConfig<'_>, error: StoreError) -> OpenError {
+fn unusable(config: &StateConfig, error: StoreError) -> OpenError {
     if let StoreError::Redb(cause) = &error
         && let redb::Error::Io(cause) = &**cause
         && is_full(cause)
@@ -412,10 +412,10 @@ mod tests {
         Member { raft_id: 1, incarnation: uuid::Uuid::from_u128(6), node: "om1".to_owned(), address }
     }
 
-    fn config(disk: &SimulatedDisk, tables: &'static [Table]) -> StateConfig<'static> {
+    fn config(disk: &SimulatedDisk, tables: &'static [Table]) -> StateConfig {
         let disk: Arc<dyn DiskIo> = Arc::new(disk.clone());
         StateConfig {
-            group: "test",
+            group: "test".to_owned(),
             disk: Arc::clone(&disk),
             identity: Identity { cluster_id: uuid::Uuid::from_u128(5), raft_id: 1 },
             cache_bytes: 1 << 20,

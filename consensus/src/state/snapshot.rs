@@ -20,7 +20,8 @@
 //! * Before the rename the new file is complete and durable.
 //! * One receiver at a time ([`ReceiverSlot`]).
 //!
-//! Not here: when one is sent (see `driver`), what the log does about it (see `group`).
+//! Not here: when one is sent (see `driver::snapshots`), who sends it (see `incoming`), what the log does about it
+//! (see `driver::install`).
 
 use std::io;
 use std::ops::ControlFlow;
@@ -312,8 +313,8 @@ impl Drop for Taken {
 }
 
 /// Takes a snapshot in. Blocking. Dropped before [`SnapshotReceiver::finish`], it leaves nothing.
-pub(crate) struct SnapshotReceiver<'a> {
-    file: NewFile<'a>,
+pub(crate) struct SnapshotReceiver {
+    file: NewFile,
     head: SnapshotHead,
     db: Arc<StateDb>,
     /// Bytes of a record that is not whole yet.
@@ -323,17 +324,29 @@ pub(crate) struct SnapshotReceiver<'a> {
     waiting_bytes: usize,
     rows: u64,
     state_hash: u128,
+    /// Free space that is left to others.
+    free_min: u64,
     ended: bool,
 }
 
 /// The file in the making, removed unless it is installed.
-struct NewFile<'a> {
-    config: StateConfig<'a>,
+struct NewFile {
+    config: StateConfig,
     keep: bool,
     _taken: Taken,
 }
 
-impl Drop for NewFile<'_> {
+impl NewFile {
+    fn check_room(&self, free_min: u64) -> Result<(), SnapshotError> {
+        let room = self.config.disk.room().map_err(io_failed("look at the room of", &self.config))?;
+        if room.available < free_min {
+            return Err(SnapshotError::File(OpenError::Full { dir: self.config.dir() }));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for NewFile {
     fn drop(&mut self) {
         if !self.keep {
             // What cannot be removed now is at the next start.
@@ -342,14 +355,15 @@ impl Drop for NewFile<'_> {
     }
 }
 
-impl<'a> SnapshotReceiver<'a> {
-    /// Begins to take in the snapshot with this head, for the replica of `config`.
+impl SnapshotReceiver {
+    /// Begins to take in the snapshot with this head, for the replica of `config`; gives up rather than leave the disk
+    /// with less than `free_min`.
     pub(crate) fn begin(
-        config: StateConfig<'a>,
+        config: StateConfig,
         slot: &ReceiverSlot,
-        head: &[u8],
+        head: SnapshotHead,
+        free_min: u64,
     ) -> Result<Self, SnapshotError> {
-        let head = SnapshotHead::decode(head)?;
         if head.cluster_id != config.identity.cluster_id {
             return Err(SnapshotError::Foreign { found: head.cluster_id });
         }
@@ -363,6 +377,7 @@ impl<'a> SnapshotReceiver<'a> {
             return Err(SnapshotError::Busy);
         }
         let file = NewFile { config, keep: false, _taken: Taken(slot.clone()) };
+        file.check_room(free_min)?;
         let db = open_database(&file.config, STATE_NEW, OpenMode::Fresh)?;
         Ok(SnapshotReceiver {
             file,
@@ -373,6 +388,7 @@ impl<'a> SnapshotReceiver<'a> {
             waiting_bytes: 0,
             rows: 0,
             state_hash: 0,
+            free_min,
             ended: false,
         })
     }
@@ -444,6 +460,7 @@ impl<'a> SnapshotReceiver<'a> {
     }
 
     fn write_rows(&mut self) -> Result<(), SnapshotError> {
+        self.file.check_room(self.free_min)?;
         let mut txn = self.db.begin_write()?;
         txn.set_durability(Durability::None).map_err(|error| StoreError::from(redb::Error::from(error)))?;
         let mut batch = WriteBatch::new(&txn, self.file.config.tables, self.state_hash);
@@ -459,7 +476,7 @@ impl<'a> SnapshotReceiver<'a> {
     }
 
     /// Makes the whole snapshot durable beside the state.
-    pub(crate) fn finish(self) -> Result<ReceivedSnapshot<'a>, SnapshotError> {
+    pub(crate) fn finish(self) -> Result<ReceivedSnapshot, SnapshotError> {
         if !self.ended {
             return Err(damaged("it ends early"));
         }
@@ -474,17 +491,18 @@ impl<'a> SnapshotReceiver<'a> {
         let disk = &self.file.config.disk;
         let synced = disk.open(STATE_NEW, OpenMode::Existing).and_then(|file| file.sync_all());
         synced.and_then(|()| disk.sync_names()).map_err(io_failed("sync", &self.file.config))?;
+        wire::failpoint::hit("consensus_snapshot_received");
         Ok(ReceivedSnapshot { file: self.file, progress })
     }
 }
 
 /// A snapshot that is whole and durable and not in use yet. Dropped, it leaves nothing.
-pub(crate) struct ReceivedSnapshot<'a> {
-    file: NewFile<'a>,
+pub(crate) struct ReceivedSnapshot {
+    file: NewFile,
     progress: Progress,
 }
 
-impl ReceivedSnapshot<'_> {
+impl ReceivedSnapshot {
     /// What the state will have applied.
     pub(crate) fn progress(&self) -> &Progress {
         &self.progress
@@ -497,6 +515,7 @@ impl ReceivedSnapshot<'_> {
         let config = &self.file.config;
         config.disk.rename(STATE_NEW, STATE).map_err(io_failed("rename", config))?;
         config.disk.sync_names().map_err(io_failed("sync", config))?;
+        wire::failpoint::hit("consensus_snapshot_renamed");
         Ok(StateFile::open(config)?)
     }
 }
@@ -505,10 +524,7 @@ fn damaged(what: &str) -> SnapshotError {
     SnapshotError::Damaged(what.to_owned())
 }
 
-fn io_failed(
-    action: &'static str,
-    config: &StateConfig<'_>,
-) -> impl FnOnce(io::Error) -> SnapshotError + use<> {
+fn io_failed(action: &'static str, config: &StateConfig) -> impl FnOnce(io::Error) -> SnapshotError + use<> {
     let path = PathBuf::from(config.disk.name()).join(STATE_NEW);
     move |source| SnapshotError::File(OpenError::Io { action, path, source })
 }

@@ -13,6 +13,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use consensus::{Group, GroupConfig, PeerEndpoint, PeerTransport, SnapshotStream};
+use futures_util::{StreamExt, stream};
+use tokio::sync::watch;
 use uuid::Uuid;
 use wire::group::Member;
 use wire::host::HostPort;
@@ -26,6 +28,22 @@ const PATIENCE_TICKS: usize = 400;
 /// So often the loops of all replicas get the processor in a round.
 const TURNS: usize = 16;
 
+/// Snapshots go in pieces of this size, so that a small one has a middle.
+const PIECE_BYTES: usize = 1024;
+
+/// What becomes of the next snapshot on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SnapshotFault {
+    /// It breaks off after so many pieces, and its receiver is told so.
+    Broken(usize),
+    /// It ends after so many pieces as if it were whole.
+    Short(usize),
+    /// A bit of this piece flips.
+    Flipped(usize),
+    /// A bit of what precedes the rows flips, at this byte.
+    Head(usize),
+}
+
 #[derive(Default)]
 struct Wires {
     endpoints: BTreeMap<u64, Group<Registers>>,
@@ -37,6 +55,12 @@ struct Wires {
     past: Vec<(u64, u64, Bytes)>,
     twice: bool,
     backwards: bool,
+    /// Those that are still to come, the next one first.
+    snapshot_faults: Vec<SnapshotFault>,
+    /// Snapshots that began, by sender and receiver, with what precedes their rows.
+    snapshots: Vec<(u64, u64, Bytes)>,
+    /// Whether pieces of snapshots wait.
+    held: watch::Sender<bool>,
 }
 
 /// One replica's end of the network.
@@ -60,16 +84,54 @@ impl PeerTransport for End {
         head: Bytes,
         body: SnapshotStream,
     ) -> Result<(), Failure> {
-        let endpoint = {
-            let wires = self.wires.lock().unwrap();
+        let (endpoint, fault, held) = {
+            let mut wires = self.wires.lock().unwrap();
             let is_cut = wires.cut.contains(&(self.from, to.raft_id));
-            wires.endpoints.get(&to.raft_id).filter(|_| !is_cut).cloned()
+            let Some(endpoint) = wires.endpoints.get(&to.raft_id).filter(|_| !is_cut).cloned() else {
+                return Err(Failure::new(Status::Retry, "the way is cut"));
+            };
+            wires.snapshots.push((self.from, to.raft_id, head.clone()));
+            let fault = (!wires.snapshot_faults.is_empty()).then(|| wires.snapshot_faults.remove(0));
+            (endpoint, fault, wires.held.subscribe())
         };
-        match endpoint {
-            Some(endpoint) => endpoint.receive_snapshot(head, body).await,
-            None => Err(Failure::new(Status::Retry, "the way is cut")),
+        let mut head = head.to_vec();
+        if let Some(SnapshotFault::Head(at)) = fault {
+            let at = at % head.len();
+            head[at] ^= 1;
         }
+        let node = Some(u32::try_from(to.raft_id).unwrap());
+        let body = faulty(body, fault, held);
+        platform::node::scope(node, endpoint.receive_snapshot(Bytes::from(head), body)).await
     }
+}
+
+/// A snapshot in short pieces that wait while they are held.
+fn faulty(body: SnapshotStream, fault: Option<SnapshotFault>, held: watch::Receiver<bool>) -> SnapshotStream {
+    let pieces = body.flat_map(|piece| {
+        let piece = piece.unwrap();
+        let short: Vec<_> = piece.chunks(PIECE_BYTES).map(Bytes::copy_from_slice).collect();
+        stream::iter(short)
+    });
+    let limit = match fault {
+        Some(SnapshotFault::Broken(count) | SnapshotFault::Short(count)) => count,
+        _ => usize::MAX,
+    };
+    let end = match fault {
+        Some(SnapshotFault::Broken(_)) => Some(Err(Failure::new(Status::Unknown, "the connection broke"))),
+        _ => None,
+    };
+    let pieces = pieces.take(limit).enumerate().then(move |(number, piece)| {
+        let mut held = held.clone();
+        async move {
+            held.wait_for(|held| !held).await.unwrap();
+            let mut piece = piece.to_vec();
+            if fault == Some(SnapshotFault::Flipped(number)) {
+                piece[0] ^= 1;
+            }
+            Ok(Bytes::from(piece))
+        }
+    });
+    Box::pin(pieces.chain(stream::iter(end)))
 }
 
 /// Replicas in directories of their own.
@@ -177,6 +239,36 @@ impl Net {
         let mut wires = self.wires.lock().unwrap();
         let past = wires.past.clone();
         wires.queue.extend(past);
+    }
+
+    /// The next snapshots meet these.
+    pub(crate) fn fail_snapshots(&self, faults: &[SnapshotFault]) {
+        self.wires.lock().unwrap().snapshot_faults = faults.to_vec();
+    }
+
+    /// Snapshots on their way stand still, or go on.
+    pub(crate) fn hold_snapshots(&self, held: bool) {
+        self.wires.lock().unwrap().held.send_replace(held);
+    }
+
+    /// The snapshots that began: sender, receiver and what precedes the rows.
+    pub(crate) fn snapshots(&self) -> Vec<(u64, u64, Bytes)> {
+        self.wires.lock().unwrap().snapshots.clone()
+    }
+
+    pub(crate) fn dir(&self, raft_id: u64) -> &std::path::Path {
+        self.dirs[&raft_id].path()
+    }
+
+    /// Ends a replica without a word, as `kill -9` does, and starts it again. What it had open lives on in this process,
+    /// so that it comes back in a copy of its directory.
+    pub(crate) fn kill(&mut self, raft_id: u64) -> Group<Registers> {
+        platform::node::kill(u32::try_from(raft_id).unwrap());
+        self.wires.lock().unwrap().endpoints.remove(&raft_id);
+        let copy = tempfile::tempdir().unwrap();
+        super::copy_dir(self.dirs[&raft_id].path(), copy.path());
+        self.dirs.insert(raft_id, copy);
+        self.start(raft_id)
     }
 
     pub(crate) fn past(&self) -> Vec<(u64, u64, Bytes)> {

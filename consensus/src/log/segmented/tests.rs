@@ -129,14 +129,25 @@ fn a_reset_keeps_term_and_vote() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = SegmentedLog::create(config(dir.path())).unwrap();
     fill(&mut log, 5, 10);
-    // A snapshot install is not built yet, its record is: the format is final.
-    log.put(&Record::Reset { index: 100, term: 9 }).unwrap();
-    log.write_out().unwrap();
-    log.sync().unwrap();
-    drop(log);
-    let log = SegmentedLog::open(config(dir.path())).unwrap();
-    assert_eq!((log.first_index(), log.last_index(), log.term(100)), (101, 100, Some(9)));
-    assert_eq!(*log.hard_state(), hard_state(1, 100));
+    let voted = HardState { vote: 3, ..hard_state(4, 5) };
+    log.append(&[], &voted).unwrap();
+    log.reset(100, 4).unwrap();
+    for _ in 0..2 {
+        assert_eq!((log.first_index(), log.last_index(), log.term(100)), (101, 100, Some(4)));
+        assert_eq!(*log.hard_state(), HardState { commit: 100, ..voted.clone() });
+        drop(log);
+        log = SegmentedLog::open(config(dir.path())).unwrap();
+    }
+    log.compact(100).unwrap();
+    assert_eq!(log.segments.len(), 1, "what is void goes");
+    fill_term(&mut log, 4);
+    // In a term that this replica never heard of it has not voted.
+    log.reset(200, 9).unwrap();
+    for _ in 0..2 {
+        assert_eq!(*log.hard_state(), HardState { vote: 0, ..hard_state(9, 200) });
+        drop(log);
+        log = SegmentedLog::open(config(dir.path())).unwrap();
+    }
 }
 
 #[test]

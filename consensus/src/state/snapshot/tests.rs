@@ -13,13 +13,13 @@ const COLOUR: Table = Table::new(1, "colour");
 const TABLES: &[Table] = &[FRUIT, COLOUR];
 const CLUSTER: Uuid = Uuid::from_u128(5);
 
-fn config(disk: &SimulatedDisk, raft_id: u64) -> StateConfig<'static> {
+fn config(disk: &SimulatedDisk, raft_id: u64) -> StateConfig {
     config_on(Arc::new(disk.clone()), raft_id)
 }
 
-fn config_on(disk: Arc<dyn DiskIo>, raft_id: u64) -> StateConfig<'static> {
+fn config_on(disk: Arc<dyn DiskIo>, raft_id: u64) -> StateConfig {
     StateConfig {
-        group: "test",
+        group: "test".to_owned(),
         disk: Arc::clone(&disk),
         identity: Identity { cluster_id: CLUSTER, raft_id },
         cache_bytes: 4 << 20,
@@ -74,12 +74,12 @@ fn streamed(mut source: SnapshotSource) -> (Bytes, Vec<Bytes>) {
     (source.head().encode(), pieces)
 }
 
-fn receive(
-    config: StateConfig<'static>,
-    head: &[u8],
-    pieces: &[Bytes],
-) -> Result<ReceivedSnapshot<'static>, SnapshotError> {
-    let mut receiver = SnapshotReceiver::begin(config, &ReceiverSlot::default(), head)?;
+fn begin(config: StateConfig, slot: &ReceiverSlot, head: &[u8]) -> Result<SnapshotReceiver, SnapshotError> {
+    SnapshotReceiver::begin(config, slot, SnapshotHead::decode(head)?, 0)
+}
+
+fn receive(config: StateConfig, head: &[u8], pieces: &[Bytes]) -> Result<ReceivedSnapshot, SnapshotError> {
+    let mut receiver = begin(config, &ReceiverSlot::default(), head)?;
     for piece in pieces {
         receiver.push(piece)?;
     }
@@ -156,14 +156,14 @@ fn one_receiver_at_a_time_and_none_for_a_foreign_cluster() {
     let (from, to) = (SimulatedDisk::new(64 << 20), SimulatedDisk::new(64 << 20));
     let (head, _) = streamed(source(&filled(&from, 1, 7, 6)));
     let slot = ReceiverSlot::default();
-    let first = SnapshotReceiver::begin(config(&to, 2), &slot, &head).unwrap();
-    assert!(matches!(SnapshotReceiver::begin(config(&to, 2), &slot, &head), Err(SnapshotError::Busy)));
+    let first = begin(config(&to, 2), &slot, &head).unwrap();
+    assert!(matches!(begin(config(&to, 2), &slot, &head), Err(SnapshotError::Busy)));
     assert!(to.contents(STATE_NEW).is_some(), "the second leaves the first alone");
     drop(first);
     let mut foreign = config(&to, 2);
     foreign.identity.cluster_id = Uuid::from_u128(6);
-    assert!(matches!(SnapshotReceiver::begin(foreign, &slot, &head), Err(SnapshotError::Foreign { .. })));
-    assert!(SnapshotReceiver::begin(config(&to, 2), &slot, &head).is_ok());
+    assert!(matches!(begin(foreign, &slot, &head), Err(SnapshotError::Foreign { .. })));
+    assert!(begin(config(&to, 2), &slot, &head).is_ok());
 }
 
 #[test]

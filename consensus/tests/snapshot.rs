@@ -1,0 +1,211 @@
+//! Replicas that come up by a snapshot: behind the log, new, with faults on the way.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use bytes::Bytes;
+use common::net::{Net, SnapshotFault, member};
+use common::{REGISTER, Registers};
+use consensus::{Group, GroupConfig, PeerEndpoint, ProposeError, Rows};
+use futures_util::stream;
+use wire::group::{MemberRole, MembershipChange};
+use wire::status::Status;
+
+/// A log that forgets soon.
+fn forgetful(config: &mut GroupConfig) {
+    config.log_segment_bytes = 16 << 10;
+    config.log_keep_entries = 20;
+}
+
+async fn set(net: &Net, group: &Group<Registers>, name: &str, value: &str) -> Result<String, ProposeError> {
+    net.during(group.propose(Bytes::from(format!("set {name} {value}")))).await
+}
+
+async fn get(net: &Net, group: &Group<Registers>, name: &str) -> Option<String> {
+    let view = net.during(group.read()).await.unwrap();
+    view.get(REGISTER, name.as_bytes()).unwrap().map(|bytes| String::from_utf8(bytes).unwrap())
+}
+
+fn id(group: &Group<Registers>) -> u64 {
+    group.info().raft_id
+}
+
+fn others(all: &[u64], one: u64) -> Vec<u64> {
+    all.iter().copied().filter(|other| *other != one).collect()
+}
+
+/// Writes until the log does not reach back to `index` any more.
+async fn write_past(net: &Net, leader: &Group<Registers>, index: u64) {
+    let value = "x".repeat(400);
+    for count in 0..100 {
+        for register in 0..10 {
+            set(net, leader, &format!("p{register}"), &format!("{count} {value}")).await.unwrap();
+        }
+        if leader.status().log_first_index > index + 1 {
+            return;
+        }
+    }
+    panic!("the log never forgets: {:?}", leader.status());
+}
+
+/// A group of three of which one is behind the log.
+async fn behind() -> (Net, Group<Registers>, u64) {
+    let net = Net::with(3, forgetful);
+    let leader = net.leader().await;
+    set(&net, &leader, "a", "before").await.unwrap();
+    net.agree(&[1, 2, 3]).await;
+    let away = others(&[1, 2, 3], id(&leader))[0];
+    net.isolate(away);
+    let index = net.group(away).status().log_last_index;
+    write_past(&net, &leader, index).await;
+    (net, leader, away)
+}
+
+#[tokio::test]
+async fn a_replica_behind_the_log_catches_up_by_a_snapshot() {
+    let (mut net, leader, away) = behind().await;
+    let last = net.group(away).status().log_last_index;
+    let old_view = net.group(away).view().unwrap();
+    net.heal();
+    net.agree(&[1, 2, 3]).await;
+    assert!(net.group(away).status().log_first_index > last + 1, "{:?}", net.group(away).status());
+    assert_eq!(net.snapshots().len(), 1);
+    assert_eq!(old_view.get(REGISTER, b"p0").unwrap(), None, "a view shows what it showed");
+    assert!(net.group(away).view().unwrap().get(REGISTER, b"p0").unwrap().is_some());
+
+    // It is a member like any other: it restarts, votes, leads.
+    drop(old_view);
+    net.stop(away).await;
+    net.start(away);
+    set(&net, &leader, "a", "after").await.unwrap();
+    net.agree(&[1, 2, 3]).await;
+    net.during(leader.transfer_leadership(away)).await.unwrap();
+    let leader = net.leader().await;
+    assert_eq!(id(&leader), away);
+    assert_eq!(get(&net, &leader, "a").await.as_deref(), Some("after"));
+    set(&net, &leader, "a", "by another leader").await.unwrap();
+    net.agree(&[1, 2, 3]).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_right_after_the_install_comes_back() {
+    let (mut net, leader, away) = behind().await;
+    let last = net.group(away).status().log_last_index;
+    net.heal();
+    net.until("the install", || (net.group(away).status().log_first_index > last + 1).then_some(())).await;
+    net.kill(away);
+    assert!(net.group(away).status().applied_index > last);
+    set(&net, &leader, "a", "after").await.unwrap();
+    net.agree(&[1, 2, 3]).await;
+}
+
+#[tokio::test]
+async fn a_new_replica_joins_by_a_snapshot() {
+    let mut net = Net::with(1, forgetful);
+    let leader = net.leader().await;
+    write_past(&net, &leader, 50).await;
+    for raft_id in [2, 3] {
+        net.start(raft_id);
+        net.during(leader.change_membership(MembershipChange::AddLearner(member(raft_id)))).await.unwrap();
+        net.agree(&[1, raft_id]).await;
+        net.during(leader.change_membership(MembershipChange::Promote { raft_id })).await.unwrap();
+        net.agree(&[1, raft_id]).await;
+        let info = net.group(raft_id).info();
+        assert!(info.log_first_index > 50 && info.members.iter().all(|info| info.role == MemberRole::Voter));
+        assert_eq!(info.members.len() as u64, raft_id);
+    }
+    // The first one was never in an entry that the others have read.
+    net.isolate(1);
+    let next = net.leader_among(&[2, 3]).await;
+    set(&net, &next, "a", "without 1").await.unwrap();
+    net.heal();
+    net.agree(&[1, 2, 3]).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_lost_meanwhile_is_replaced_as_sender() {
+    let (net, leader, away) = behind().await;
+    net.hold_snapshots(true);
+    net.heal();
+    net.until("a snapshot", || (!net.snapshots().is_empty()).then_some(())).await;
+    net.isolate(id(&leader));
+    // The one that is behind votes for the other one, though its rows are still on their way.
+    let other = 6 - away - id(&leader);
+    net.until("another leader", || (net.group(away).status().leader == other).then_some(())).await;
+    net.hold_snapshots(false);
+    let next = net.leader_among(&[away, other]).await;
+    assert_eq!(id(&next), other);
+    set(&net, &next, "a", "by the next leader").await.unwrap();
+    net.agree(&others(&[1, 2, 3], id(&leader))).await;
+    net.heal();
+    net.agree(&[1, 2, 3]).await;
+    assert!(net.snapshots().iter().any(|(from, to, _)| (*from, *to) == (id(&next), away)));
+}
+
+#[tokio::test]
+async fn what_does_not_arrive_whole_is_sent_again() {
+    let (net, _leader, away) = behind().await;
+    let before = net.group(away).status();
+    net.fail_snapshots(&[
+        SnapshotFault::Broken(3),
+        SnapshotFault::Short(2),
+        SnapshotFault::Short(0),
+        SnapshotFault::Flipped(1),
+        SnapshotFault::Head(40),
+        SnapshotFault::Head(400),
+    ]);
+    net.heal();
+    net.until("the last try", || {
+        let tries = net.snapshots().len();
+        let is_before = net.group(away).status().applied_index == before.applied_index;
+        assert!(tries == 7 || is_before, "one of {tries} was taken over that did not arrive whole");
+        (tries == 7).then_some(())
+    })
+    .await;
+    net.agree(&[1, 2, 3]).await;
+    assert!(!net.dir(away).join("state.new").exists());
+}
+
+#[tokio::test]
+async fn writes_go_on_while_a_snapshot_is_on_its_way() {
+    let (net, leader, away) = behind().await;
+    net.hold_snapshots(true);
+    net.heal();
+    net.until("a snapshot", || (!net.snapshots().is_empty()).then_some(())).await;
+    let index = leader.status().applied_index;
+    for count in 0..120 {
+        set(&net, &leader, &format!("m{}", count % 7), &"y".repeat(400)).await.unwrap();
+    }
+    assert!(leader.status().log_first_index <= index + 1, "it keeps what comes after the snapshot");
+    net.hold_snapshots(false);
+    net.agree(&[1, 2, 3]).await;
+    assert_eq!(net.snapshots().iter().filter(|(_, to, _)| *to == away).count(), 1, "one was enough");
+}
+
+#[tokio::test]
+async fn snapshots_for_others_are_refused() {
+    let (net, leader, away) = behind().await;
+    net.hold_snapshots(true);
+    net.heal();
+    let (_, to, head) = net.until("a snapshot", || net.snapshots().pop()).await;
+    assert_eq!(to, away);
+    let nothing = || Box::pin(stream::iter([]));
+    for raft_id in others(&[1, 2, 3], to) {
+        let refused = net.group(raft_id).receive_snapshot(head.clone(), nothing()).await.unwrap_err();
+        assert_eq!(refused.status, Status::Invalid, "{refused}");
+    }
+    for cut in [0, 3, 20, head.len() - 1] {
+        let refused = net.group(to).receive_snapshot(head.slice(..cut), nothing()).await.unwrap_err();
+        assert_eq!(refused.status, Status::Invalid, "cut at {cut}: {refused}");
+    }
+    // The place for one is taken while it is on its way.
+    let busy = net.group(to).receive_snapshot(head.clone(), nothing()).await.unwrap_err();
+    assert_eq!(busy.status, Status::Retry, "{busy}");
+    net.hold_snapshots(false);
+    net.agree(&[1, 2, 3]).await;
+    // Once it has all of it, it is stale.
+    let stale = net.group(to).receive_snapshot(head, nothing()).await.unwrap_err();
+    assert!(stale.to_string().contains("stale"), "{stale}");
+    assert!(leader.status().is_leader);
+}

@@ -28,12 +28,15 @@ use wire::checksum::Etag;
 use crate::ChaosArguments;
 use crate::rig::{Rig, Role, Shape};
 use crate::stopwatch::Stopwatch;
+use crate::whole::wait_whole;
 use crate::workspace::Workspace;
 
 /// While one node is away a request takes at most this.
 const REQUEST_LIMIT: Duration = Duration::from_secs(3);
 /// A node that was ended is ready again within this.
 const READY_AGAIN: Duration = Duration::from_secs(60);
+/// Every node is back in its place within this.
+const WHOLE_AGAIN: Duration = Duration::from_secs(60);
 /// Clients, over all gateways.
 const CLIENTS: usize = 8;
 const KEYS: usize = 24;
@@ -70,7 +73,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
         let fault = Fault::draw(&mut dice, &rig);
         let watch = Stopwatch::start();
         load.begin_round();
-        let outcome = break_and_heal(&mut rig, &fault, &mut dice, &load);
+        let outcome = break_and_heal(&mut rig, &binary, &fault, &mut dice, &load);
         let troubles = load.end_round(fault.is_survivable(arguments.metas));
         let verdict = match (&outcome, troubles.as_slice()) {
             (Ok(()), []) => {
@@ -148,7 +151,7 @@ impl Fault {
     }
 }
 
-fn break_and_heal(rig: &mut Rig, fault: &Fault, dice: &mut Dice, load: &Load) -> Result<()> {
+fn break_and_heal(rig: &mut Rig, binary: &Path, fault: &Fault, dice: &mut Dice, load: &Load) -> Result<()> {
     let hold = Duration::from_millis(1500 + dice.below(6000));
     match fault {
         Fault::Kill(name, role) => {
@@ -205,8 +208,7 @@ fn break_and_heal(rig: &mut Rig, fault: &Fault, dice: &mut Dice, load: &Load) ->
     }
     load.avoid_nobody();
     // The next fault finds a cluster that is whole: two at once are another promise.
-    std::thread::sleep(Duration::from_secs(8));
-    Ok(())
+    wait_whole(rig, binary, WHOLE_AGAIN)
 }
 
 /// Starts a node again if it ended by itself, which a disk's failure allows.

@@ -20,6 +20,7 @@ mod stopwatch;
 mod tests;
 mod tidy;
 mod venv;
+mod whole;
 mod workspace;
 
 use std::path::PathBuf;

@@ -14,6 +14,7 @@
 //! | `driver` | the raft thread: batches proposals, performs each Ready in raft's order, changes membership |
 //! | `incoming` | a snapshot on its way in |
 //! | `reads` | reads that wait for a quorum |
+//! | `terms` | what a daemon does only while its replica leads |
 //! | `members` | who belongs to the group |
 //! | `peer`, `packet` | the network as the driver sees it; what goes over it |
 //! | `apply` | the apply thread: transactions, replies, checkpoints |
@@ -51,6 +52,7 @@ mod space;
 mod state;
 mod storage;
 mod store;
+mod terms;
 
 pub use error::{ChangeError, LogError, OpenError, ProposeError, ReadError, SnapshotError, StoreError};
 pub use group::{COMMAND_BYTES_MAX, Group, GroupConfig, GroupStatus, Leadership, Priority, directory};
@@ -58,3 +60,4 @@ pub use machine::{Entry, StateMachine};
 pub use peer::{PeerEndpoint, PeerTransport, SnapshotStream};
 pub use place::Place;
 pub use store::{MemoryStore, ReadView, Row, Rows, Table, Visit, WriteBatch};
+pub use terms::{Follower, Terms};

@@ -1,50 +1,31 @@
 //! Terms of leadership: what a leader knows and does begins anew with each, and ends with it.
 //!
-//! ```text
-//!   leadership changes --> this replica leads term T --> fresh LeaderMemory of T, workers start
-//!                      --> it does not, or leads T'  --> workers are dropped where they stand
-//! ```
+//! With a term come a fresh `LeaderMemory` and the workers; at its end these are dropped where they stand. That is
+//! harmless between two steps: every step is a logged command that settles itself in apply, or a call of SCM that SCM
+//! answers the same when it comes again (see `worker`). A command that a leader proposed in its term stands in the log
+//! before everything of a later term, or nowhere.
 //!
-//! Dropping a worker between two steps is harmless: every step is a logged command that settles itself in apply, or a call
-//! of SCM that SCM answers the same when it comes again (see `worker`). A command that a leader proposed in its term stands
-//! in the log before everything of a later term, or nowhere.
-//!
-//! Not here: who leads (consensus).
+//! Not here: who leads, and when a term begins and ends (consensus).
 
 use std::sync::Weak;
 
-use tokio::sync::watch;
+use consensus::Terms;
 
 use crate::server::Om;
-use consensus::Leadership;
 
 /// Starts and stops the workers as leadership comes and goes, until told to stop or nobody needs this OM any more.
-pub(crate) async fn follow(
-    om: Weak<Om>,
-    mut leadership: watch::Receiver<Leadership>,
-    mut stop: watch::Receiver<bool>,
-) {
-    loop {
-        let begun = tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => return,
-            begun = leadership.wait_for(|now| now.is_leading) => begun.map(|now| now.term),
-        };
-        let Ok(term) = begun else { return };
+pub(crate) async fn follow(om: Weak<Om>, mut terms: Terms) {
+    while let Some(term) = terms.begun().await {
         let Some(leading) = om.upgrade() else { return };
         let memory = leading.memory_of(term);
         leading.workers().start(&leading, &memory);
         drop(leading);
         tracing::info!(term, "om leads");
-        let is_stopping = tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => true,
-            ended = leadership.wait_for(|now| !now.is_leading || now.term != term) => ended.is_err(),
-        };
+        let goes_on = terms.ended(term).await;
         // Nobody left: its workers hold no more than a weak reference, and end by themselves.
         let Some(led) = om.upgrade() else { return };
         led.workers().stop().await;
-        if is_stopping {
+        if !goes_on {
             return;
         }
         tracing::info!(term, "om leads no longer");
@@ -58,7 +39,7 @@ mod tests {
 
     use async_trait::async_trait;
     use client::service::{CallError, OmService, ScmService, call_om};
-    use consensus::{Group, GroupConfig};
+    use consensus::{Group, GroupConfig, Leadership};
     use parking_lot::Mutex;
     use tempfile::TempDir;
     use tokio::sync::watch;

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use client::service::{CallError, OmService, ScmService};
 use consensus::{
-    Group, GroupConfig, GroupStatus, Leadership, PeerEndpoint, Priority, ProposeError, ReadError, ReadView,
-    StoreError, Table,
+    Follower, Group, GroupConfig, GroupStatus, Leadership, PeerEndpoint, Priority, ProposeError, ReadError,
+    ReadView, StoreError, Table,
 };
 use parking_lot::RwLock;
 use platform::task;
@@ -54,9 +54,7 @@ pub struct Om {
     sealer: Sealer,
     metrics: Metrics,
     workers: Workers,
-    /// Ends what follows leadership.
-    stop: watch::Sender<bool>,
-    follower: parking_lot::Mutex<Option<tokio::task::JoinHandle<()>>>,
+    follower: Follower,
 }
 
 /// What operators see of OM.
@@ -112,13 +110,12 @@ impl Om {
             sealer: Sealer::new(&config.cluster_key),
             metrics: Metrics::new(),
             workers: Workers::new(),
-            stop: watch::Sender::new(false),
-            follower: parking_lot::Mutex::default(),
+            follower: Follower::default(),
             group,
             config,
         });
-        let follower = leader::follow(Arc::downgrade(&om), om.leadership.clone(), om.stop.subscribe());
-        *om.follower.lock() = Some(task::spawn(follower));
+        let weak = Arc::downgrade(&om);
+        om.follower.start(om.leadership.clone(), |terms| leader::follow(weak, terms));
         om
     }
 
@@ -133,12 +130,7 @@ impl Om {
 
     /// Stops background work, hands leadership over, finishes what is under way, and closes log and state.
     pub async fn shutdown(&self) {
-        self.stop.send_replace(true);
-        let follower = self.follower.lock().take();
-        if let Some(follower) = follower {
-            // If it panicked, it has said so; log and state are closed in order all the same.
-            let _ = follower.await;
-        }
+        self.follower.stop().await;
         self.group.shutdown().await;
     }
 

@@ -1,26 +1,21 @@
 //! What the leader of one term knows and does: the fleet, the look at reports, the regular pass over all containers.
 //!
-//! ```text
-//!   leadership changes --> this replica leads term T --> fresh Leader of T, its worker ticks
-//!                      --> it does not, or leads T'  --> the worker is dropped where it stands
-//! ```
-//!
-//! Every timer starts anew with a term, nodes are unknown until they have registered, and reports of an earlier term count
-//! for nothing. Dropping the worker between two steps is harmless: every step is a logged command that apply checks.
+//! With a term come a fresh `Leader` and its worker; at its end the worker is dropped where it stands. That is harmless
+//! between two steps: every step is a logged command that apply checks. Every timer starts anew with a term, nodes are
+//! unknown until they have registered, and reports of an earlier term count for nothing.
 //!
 //! Looks at reports read this replica's newest rows without asking a quorum: what follows from them is proposed, and
 //! checked again by apply, or ordered, and holds for ever (see `orders`). So heartbeats cost no round trip.
 //!
-//! Not here: who leads (consensus), policy (`prepare`, `replication`, `orders`).
+//! Not here: who leads, and when a term begins and ends (consensus); policy (`prepare`, `replication`, `orders`).
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use consensus::{Priority, ReadView, Rows, StoreError};
+use consensus::{Priority, ReadView, Rows, StoreError, Terms};
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use wire::block::TokenKey;
 use wire::ids::{ContainerId, DatanodeId};
 use wire::scm::DatanodeCommand;
@@ -40,7 +35,6 @@ use crate::schema::{
 };
 use crate::server::Scm;
 use crate::state::{Reply, live_keys};
-use consensus::Leadership;
 
 /// Containers looked at in one tick at most: about 10 ms of work.
 const PASS_STEP: usize = 4096;
@@ -92,31 +86,19 @@ impl Leader {
 }
 
 /// Runs the worker as leadership comes and goes, until told to stop or nobody needs this SCM any more.
-pub(crate) async fn follow(
-    scm: Weak<Scm>,
-    mut leadership: watch::Receiver<Leadership>,
-    mut stop: watch::Receiver<bool>,
-) {
-    loop {
-        let begun = tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => return,
-            begun = leadership.wait_for(|now| now.is_leading) => begun.map(|now| now.term),
-        };
-        let Ok(term) = begun else { return };
+pub(crate) async fn follow(scm: Weak<Scm>, mut terms: Terms) {
+    while let Some(term) = terms.begun().await {
         let Some(leading) = scm.upgrade() else { return };
         let leader = leading.leader_of(term);
         drop(leading);
         tracing::info!(term, "scm leads");
-        tokio::select! {
+        let goes_on = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => return,
-            ended = leadership.wait_for(|now| !now.is_leading || now.term != term) => {
-                if ended.is_err() {
-                    return;
-                }
-            }
-            () = work(&scm, &leader) => return,
+            goes_on = terms.ended(term) => goes_on,
+            () = work(&scm, &leader) => false,
+        };
+        if !goes_on {
+            return;
         }
         tracing::info!(term, "scm leads no longer");
     }

@@ -15,11 +15,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::service::ScmService;
-use consensus::{Group, GroupConfig, Leadership, PeerEndpoint, Priority, ProposeError, ReadError, ReadView};
-use parking_lot::{Mutex, RwLock};
+use consensus::{
+    Follower, Group, GroupConfig, Leadership, PeerEndpoint, Priority, ProposeError, ReadError, ReadView,
+};
+use parking_lot::RwLock;
 use platform::task;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use wire::block::ContainerLocation;
 use wire::clock::{Clock, SystemClock, UnixMs};
 use wire::failpoint;
@@ -55,8 +56,7 @@ pub struct Scm {
     leadership: watch::Receiver<Leadership>,
     /// Of the term this replica leads, or led last.
     leader: RwLock<Arc<Leader>>,
-    stop: watch::Sender<bool>,
-    follower: Mutex<Option<JoinHandle<()>>>,
+    follower: Follower,
 }
 
 impl Scm {
@@ -90,11 +90,10 @@ impl Scm {
             group,
             config,
             clock,
-            stop: watch::Sender::new(false),
-            follower: Mutex::new(None),
+            follower: Follower::default(),
         });
-        let follower = leader::follow(Arc::downgrade(&scm), scm.leadership.clone(), scm.stop.subscribe());
-        *scm.follower.lock() = Some(task::spawn(follower));
+        let weak = Arc::downgrade(&scm);
+        scm.follower.start(scm.leadership.clone(), |terms| leader::follow(weak, terms));
         Ok(scm)
     }
 
@@ -118,12 +117,7 @@ impl Scm {
 
     /// Stops the worker and closes the group after a durable checkpoint. Calls under way end with a failure.
     pub async fn shutdown(&self) {
-        self.stop.send_replace(true);
-        let follower = self.follower.lock().take();
-        if let Some(follower) = follower {
-            // If it panicked, it has said so; there is nothing left to stop.
-            let _ = follower.await;
-        }
+        self.follower.stop().await;
         self.group.shutdown().await;
     }
 

@@ -39,6 +39,11 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
         "the cluster's id, held against the key file, so that a file of another cluster is noticed",
     ),
     ("cluster.key_file", "file with the cluster's id and key, readable by its owner alone"),
+    (
+        "cluster.marker_dir",
+        "where it is noted that this node's replicas of the metadata have lived, so that a wiped one is noticed: not on \
+         the data's disk [the key file's directory]",
+    ),
     ("cluster.credentials_file", "file with the root user's credentials, readable by its owner alone"),
     ("s3.address", "where S3 is served; port 0 takes a free one"),
     ("s3.region", "region of this service in answers and scopes"),
@@ -262,6 +267,8 @@ pub(crate) struct ClusterFiles {
     pub id: Option<ClusterId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub marker_dir: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_file: Option<PathBuf>,
 }
@@ -546,6 +553,7 @@ impl Config {
         }
         let single = [
             &mut self.cluster.key_file,
+            &mut self.cluster.marker_dir,
             &mut self.cluster.credentials_file,
             &mut self.s3.certificate,
             &mut self.s3.key,
@@ -602,6 +610,13 @@ impl Config {
     /// The file with the cluster's id and key.
     pub(crate) fn cluster_file(&self) -> PathBuf {
         self.cluster.key_file.clone().unwrap_or_else(|| self.data_dir.join("cluster.json"))
+    }
+
+    /// Where notes of replicas that have lived are kept.
+    pub(crate) fn marker_dir(&self) -> PathBuf {
+        let given = self.cluster.marker_dir.clone();
+        let beside = || self.cluster_file().parent().map(Path::to_owned);
+        given.or_else(beside).unwrap_or_else(|| self.data_dir.clone())
     }
 
     /// The file with the root user's credentials.
@@ -691,6 +706,7 @@ mod tests {
         let path = Some(PathBuf::from("p"));
         for option in [
             &mut config.cluster.key_file,
+            &mut config.cluster.marker_dir,
             &mut config.cluster.credentials_file,
             &mut config.s3.certificate,
             &mut config.s3.key,

@@ -25,7 +25,7 @@ use client::http::{
     om_router, scm_router,
 };
 use client::service::{DatanodeService, Datanodes, OmService, ScmService};
-use consensus::{PeerEndpoint, PeerTransport, Place};
+use consensus::{Marker, PeerEndpoint, PeerTransport, Place};
 use datanode::DatanodeConfig;
 use meta::OmConfig;
 use peers::{HttpPeers, peer_router};
@@ -189,7 +189,16 @@ impl Network {
     fn place(&self, config: &Config, group: Group) -> anyhow::Result<Place> {
         let Some(place) = config.place(group)? else { return Ok(Place::default()) };
         let transport = self.peers.clone().map(|peers| peers as Arc<dyn PeerTransport>);
-        Ok(Place { member: Some(place.member), voters: place.voters, join: place.is_joining, transport })
+        let dir = config.marker_dir();
+        let marker = Marker::new(consensus::directory(&dir).context(Unusable)?);
+        Ok(Place {
+            member: Some(place.member),
+            voters: place.voters,
+            join: place.is_joining,
+            transport,
+            marker: Some(marker),
+            ..Place::default()
+        })
     }
 
     /// OM: the peers of the configuration, this process among them if it is one, and whoever they name as leader.

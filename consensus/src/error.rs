@@ -102,6 +102,39 @@ pub enum OpenError {
         /// Cluster and replica that were to be opened.
         expected: String,
     },
+    /// The directory is fresh, and its replica has lived.
+    #[error(
+        "{} is empty, but {} says that replica {raft_id} has lived: what it voted and acknowledged is lost with the \
+         directory, so it must not begin anew. Restore the directory; or remove replica {raft_id} from its group \
+         (`ferrozone admin om remove-peer`, or `scm remove-peer`) and let this node join under a new raft id (`ferrozone cluster add-node`). Only \
+         if the whole cluster begins anew, on all of its nodes, delete the note",
+        dir.display(),
+        note.display()
+    )]
+    Wiped {
+        /// The group's directory.
+        dir: PathBuf,
+        /// The note beside the configuration.
+        note: PathBuf,
+        /// Whose directory it was.
+        raft_id: u64,
+    },
+    /// The note that a replica has lived cannot be read or written. Without it a wiped replica could not be told from a
+    /// new one.
+    #[error(
+        "cannot {action} {}, the note that this node's replica has lived: make its directory writable, or name another \
+         one that is not lost with the data (cluster.marker_dir)",
+        path.display()
+    )]
+    Note {
+        /// What was tried.
+        action: &'static str,
+        /// The note.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// A file was written by another version of the program.
     #[error("{} has format {found}, this program knows {known}: use the program that wrote it", path.display())]
     Format {

@@ -38,6 +38,7 @@ use crate::incoming::{Incoming, IncomingConfig};
 use crate::log::{Identity, Log, LogConfig, SegmentedLog};
 use crate::logger::raft_logger;
 use crate::machine::StateMachine;
+use crate::marker::{Marker, note_name};
 use crate::members::Membership;
 use crate::packet::{Head, decode};
 use crate::peer::{PeerEndpoint, PeerTransport, SnapshotStream};
@@ -126,6 +127,8 @@ pub struct GroupConfig {
     pub tick: Duration,
     /// Every so many entries replicas compare their state. The same everywhere. Default 10,000.
     pub state_hash_entries: u64,
+    /// Where it is noted that this replica has lived, so that it never begins anew. None: nowhere.
+    pub marker: Option<Marker>,
     /// Entries that stay in the log for peers that are behind. Default 100,000.
     pub log_keep_entries: u64,
 }
@@ -166,6 +169,7 @@ impl GroupConfig {
             transport: None,
             tick: Duration::from_millis(100),
             state_hash_entries: 10_000,
+            marker: None,
             log_keep_entries: LOG_KEEP_ENTRIES,
         }
     }
@@ -583,7 +587,13 @@ struct Opened {
 /// Opens what is in the directory, or makes it, and brings it together.
 fn recover<M: StateMachine>(config: &GroupConfig) -> Result<Opened, OpenError> {
     let replica = Replica::lock(&config.disk)?;
+    let note = note_name(&config.name, config.raft_id, config.incarnation);
     if !replica.exists()? {
+        if let Some(marker) = &config.marker
+            && marker.is_set(&note)?
+        {
+            return Err(marker.wiped(&note, config.dir(), config.raft_id));
+        }
         replica.create(config.identity(), || create_files::<M>(config))?;
     }
     replica.check(config.identity())?;
@@ -592,6 +602,9 @@ fn recover<M: StateMachine>(config: &GroupConfig) -> Result<Opened, OpenError> {
     let mut log = SegmentedLog::open(log_config(config))?;
     take_over(&config.dir(), &state, &mut log, &mut progress)?;
     check_fit(&replica, &log, &progress)?;
+    if let Some(marker) = &config.marker {
+        marker.set(&note)?;
+    }
     Ok(Opened { replica, reserve, state, progress, log })
 }
 

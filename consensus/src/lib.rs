@@ -15,6 +15,7 @@
 //! | `incoming` | a snapshot on its way in |
 //! | `reads` | reads that wait for a quorum |
 //! | `terms` | what a daemon does only while its replica leads |
+//! | `marker` | a note that a replica has lived |
 //! | `members` | who belongs to the group |
 //! | `peer`, `packet` | the network as the driver sees it; what goes over it |
 //! | `apply` | the apply thread: transactions, replies, checkpoints |
@@ -40,6 +41,7 @@ mod incoming;
 mod log;
 mod logger;
 mod machine;
+mod marker;
 mod members;
 mod metrics;
 mod packet;
@@ -57,6 +59,7 @@ mod terms;
 pub use error::{ChangeError, LogError, OpenError, ProposeError, ReadError, SnapshotError, StoreError};
 pub use group::{COMMAND_BYTES_MAX, Group, GroupConfig, GroupStatus, Leadership, Priority, directory};
 pub use machine::{Entry, StateMachine};
+pub use marker::Marker;
 pub use peer::{PeerEndpoint, PeerTransport, SnapshotStream};
 pub use place::Place;
 pub use store::{MemoryStore, ReadView, Row, Rows, Table, Visit, WriteBatch};

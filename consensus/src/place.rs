@@ -7,6 +7,7 @@ use std::sync::Arc;
 use wire::group::Member;
 
 use crate::group::GroupConfig;
+use crate::marker::Marker;
 use crate::peer::PeerTransport;
 
 /// A replica's place in its group. The default is that of a sole voter whom nobody else can reach.
@@ -20,6 +21,10 @@ pub struct Place {
     pub join: bool,
     /// The way to peers.
     pub transport: Option<Arc<dyn PeerTransport>>,
+    /// Where it is noted that the replica has lived. None of a cluster of one process.
+    pub marker: Option<Marker>,
+    /// As [`GroupConfig::log_keep_entries`], if not the default.
+    pub log_keep_entries: Option<u64>,
 }
 
 impl Place {
@@ -33,6 +38,8 @@ impl Place {
         config.voters.clone_from(&self.voters);
         config.join = self.join;
         config.transport.clone_from(&self.transport);
+        config.marker.clone_from(&self.marker);
+        config.log_keep_entries = self.log_keep_entries.unwrap_or(config.log_keep_entries);
     }
 }
 

@@ -585,7 +585,7 @@ async fn open_meta(
     let member = members.iter().find(|member| member.raft_id == u64::from(index)).cloned();
     // One member alone has no peers to reach.
     let transport = (members.len() > 1).then_some(peers as Arc<dyn PeerTransport>);
-    let place = Place { member, voters: members, join: false, transport };
+    let place = Place { member, voters: members, join: false, transport, ..Place::default() };
     let scm_config = ScmConfig {
         disk: Some(disk(1)),
         place: place.clone(),

@@ -153,6 +153,36 @@ fn a_replica_that_never_heard_of_the_snapshots_term_does_not_fall_behind_it() {
 }
 
 #[test]
+fn a_wiped_replica_does_not_begin_anew_under_its_old_id() {
+    let (notes, data) = (SimulatedDisk::new(1 << 20), SimulatedDisk::new(64 << 20));
+    let on = |data: &SimulatedDisk| GroupConfig {
+        marker: Some(Marker::new(Arc::new(notes.clone()))),
+        ..config(Arc::new(data.clone()))
+    };
+    // Neither is there after a crash in between, or the directory alone is.
+    for operations in 1.. {
+        data.crash_after(operations, operations);
+        let made = catch_unwind(AssertUnwindSafe(|| node::enter(Some(1), || recover::<Nothing>(&on(&data)))));
+        if data.cancel_crash() {
+            made.unwrap().unwrap();
+            break;
+        }
+    }
+    drop(recover::<Nothing>(&on(&data)).unwrap());
+    notes.crash(7);
+    drop(recover::<Nothing>(&on(&data)).unwrap());
+
+    let empty = SimulatedDisk::new(64 << 20);
+    let Err(refused) = recover::<Nothing>(&on(&empty)) else { panic!("it began anew") };
+    let text = refused.to_string();
+    assert!(matches!(refused, OpenError::Wiped { raft_id: 2, .. }) && text.contains("add-node"), "{text}");
+    assert_eq!(empty.contents("identity"), None, "nothing was made");
+    // Another id, or another life, has not lived.
+    let next = GroupConfig { raft_id: 4, incarnation: Uuid::from_u128(9), ..on(&empty) };
+    drop(recover::<Nothing>(&next).unwrap());
+}
+
+#[test]
 fn without_the_mark_a_log_that_does_not_fit_is_refused() {
     let (head, pieces) = snapshot();
     let vote = HardState { term: 8, vote: 3, ..HardState::default() };

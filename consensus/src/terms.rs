@@ -81,19 +81,22 @@ mod tests {
 
     use super::*;
 
+    /// More than any test here tells.
+    const TERMS_MAX: usize = 16;
+
     fn leads(term: u64, is_leading: bool) -> Leadership {
         Leadership { term, is_leading, leader: is_leading.then_some(1) }
     }
 
-    fn follow() -> (Follower, watch::Sender<Leadership>, mpsc::UnboundedReceiver<(u64, bool)>) {
+    fn follow() -> (Follower, watch::Sender<Leadership>, mpsc::Receiver<(u64, bool)>) {
         let (sender, leadership) = watch::channel(leads(1, false));
-        let (told, terms) = mpsc::unbounded_channel();
+        let (told, terms) = mpsc::channel(TERMS_MAX);
         let follower = Follower::default();
         follower.start(leadership, |mut terms| async move {
             while let Some(term) = terms.begun().await {
-                told.send((term, true)).unwrap();
+                told.send((term, true)).await.unwrap();
                 let goes_on = terms.ended(term).await;
-                told.send((term, false)).unwrap();
+                told.send((term, false)).await.unwrap();
                 if !goes_on {
                     return;
                 }

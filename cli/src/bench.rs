@@ -36,6 +36,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 
+use self::cpu::ServerPid;
 use self::load::{CellRun, Progress};
 use self::plan::{Cell, Operation};
 use self::report::Report;
@@ -95,9 +96,9 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value = "1GiB")]
     space: ByteSize,
 
-    /// The server.
-    #[arg(long, env = "AWS_ENDPOINT_URL", default_value = "http://127.0.0.1:9000")]
-    endpoint: String,
+    /// The server; several of one cluster share the connections.
+    #[arg(long, env = "AWS_ENDPOINT_URL", value_delimiter = ',', default_value = "http://127.0.0.1:9000")]
+    endpoint: Vec<String>,
 
     /// Access key.
     #[arg(long, env = "AWS_ACCESS_KEY_ID")]
@@ -135,9 +136,9 @@ pub(crate) struct BenchArgs {
     #[arg(long)]
     json: bool,
 
-    /// Process ids of the server, to report its processor time an operation.
-    #[arg(long, value_delimiter = ',')]
-    server_pid: Vec<u32>,
+    /// Process ids of the server, to report its processor time an operation; the JSON document has the sum of each name.
+    #[arg(long, value_delimiter = ',', value_name = "[NAME=]PID")]
+    server_pid: Vec<ServerPid>,
 
     /// Threads of the load generator; half of the processors unless given.
     #[arg(long)]
@@ -249,7 +250,8 @@ async fn measure(
         let before = cpu::Usage::read(&args.server_pid);
         let run = CellRun::new(cell.clone(), target, &content, threads, stopped.clone());
         let results = supervise(run, &cell.describe(), args.json).await?;
-        report.add(cell, &results, before.until_now(&args.server_pid), false);
+        let spent = before.until_now(&args.server_pid);
+        report.add(cell, &results, Some(&spent), false);
         if cell.operation.removes_objects() {
             filled = None;
         }
@@ -316,8 +318,8 @@ fn default_threads() -> usize {
 }
 
 /// Refuses process ids that are not there, before anything is measured.
-fn check_pids(pids: &[u32]) -> anyhow::Result<()> {
-    for pid in pids {
+fn check_pids(pids: &[ServerPid]) -> anyhow::Result<()> {
+    for ServerPid { pid, .. } in pids {
         if !PathBuf::from(format!("/proc/{pid}/stat")).exists() {
             bail!("--server-pid {pid}: no such process");
         }

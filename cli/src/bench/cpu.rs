@@ -3,36 +3,63 @@
 //! Counted in the kernel's ticks of 10 ms, all threads of the named processes, children not included. Over a cell of
 //! seconds that is exact enough; over a handful of requests it is not.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::num::ParseIntError;
+use std::str::FromStr;
+
+/// A process of the server, and what it counts as: a cluster's roles are told apart by their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ServerPid {
+    pub(super) name: String,
+    pub(super) pid: u32,
+}
+
+impl FromStr for ServerPid {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, pid) = text.split_once('=').unwrap_or(("server", text));
+        Ok(Self { name: name.to_owned(), pid: pid.parse()? })
+    }
+}
 
 /// Processor time so far, in milliseconds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Usage {
-    server_ms: Option<f64>,
+    /// By name.
+    server_ms: Option<BTreeMap<String, f64>>,
     client_ms: f64,
 }
 
 /// Processor time of a cell, in milliseconds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Spent {
-    /// `None` if nobody named the server's processes or one of them ended.
-    pub(super) server_ms: Option<f64>,
+    /// By name. `None` if nobody named the server's processes or one of them ended.
+    pub(super) server_ms: Option<BTreeMap<String, f64>>,
     pub(super) client_ms: f64,
 }
 
 impl Usage {
-    pub(super) fn read(server: &[u32]) -> Self {
-        let known: Option<Vec<f64>> = server.iter().map(|pid| milliseconds(&pid.to_string())).collect();
-        Self {
-            server_ms: known.filter(|times| !times.is_empty()).map(|times| times.iter().sum()),
-            client_ms: milliseconds("self").unwrap_or(0.0),
+    pub(super) fn read(server: &[ServerPid]) -> Self {
+        let mut server_ms = (!server.is_empty()).then(BTreeMap::new);
+        for ServerPid { name, pid } in server {
+            match (&mut server_ms, milliseconds(&pid.to_string())) {
+                (Some(times), Some(time)) => *times.entry(name.clone()).or_default() += time,
+                _ => server_ms = None,
+            }
         }
+        Self { server_ms, client_ms: milliseconds("self").unwrap_or(0.0) }
     }
 
-    pub(super) fn until_now(self, server: &[u32]) -> Option<Spent> {
+    pub(super) fn until_now(&self, server: &[ServerPid]) -> Spent {
         let now = Self::read(server);
-        let server_ms = now.server_ms.zip(self.server_ms).map(|(after, before)| after - before);
-        Some(Spent { server_ms, client_ms: now.client_ms - self.client_ms })
+        let mut server_ms = now.server_ms;
+        match (&mut server_ms, &self.server_ms) {
+            (Some(after), Some(before)) => after.iter_mut().for_each(|(name, time)| *time -= before[name]),
+            _ => server_ms = None,
+        }
+        Spent { server_ms, client_ms: now.client_ms - self.client_ms }
     }
 }
 
@@ -63,10 +90,20 @@ mod tests {
 
     #[test]
     fn absent_process_gives_no_figure() {
-        assert!(Usage::read(&[u32::MAX]).until_now(&[u32::MAX]).unwrap().server_ms.is_none());
-        assert!(Usage::read(&[]).until_now(&[]).unwrap().server_ms.is_none());
-        assert!(
-            Usage::read(&[std::process::id()]).until_now(&[std::process::id()]).unwrap().server_ms.is_some()
-        );
+        let spent = |pids: &[ServerPid]| Usage::read(pids).until_now(pids).server_ms;
+        let own: ServerPid = std::process::id().to_string().parse().unwrap();
+        let absent: ServerPid = format!("om={}", u32::MAX).parse().unwrap();
+        assert_eq!(spent(std::slice::from_ref(&absent)), None);
+        assert_eq!(spent(&[own.clone(), absent]), None);
+        assert_eq!(spent(&[]), None);
+        let named = ServerPid { name: "om".to_owned(), ..own.clone() };
+        let names: Vec<String> = spent(&[own, named]).unwrap().into_keys().collect();
+        assert_eq!(names, ["om", "server"]);
+    }
+
+    #[test]
+    fn a_name_without_a_process_is_refused() {
+        assert!("om=".parse::<ServerPid>().is_err());
+        assert!("om".parse::<ServerPid>().is_err());
     }
 }

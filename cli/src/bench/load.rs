@@ -138,29 +138,29 @@ impl CellRun {
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime");
         // Connections go round the threads, so every thread has one.
         let numbers: Vec<usize> = (thread..self.cell.connections).step_by(self.threads).collect();
-        let target = self.target.again(numbers.len());
         let opened = match &runtime {
-            Ok(runtime) => runtime.block_on(target.open(numbers.len())),
-            Err(_) => Ok(()),
+            Ok(runtime) => runtime.block_on(self.target.open_each(&numbers)),
+            Err(_) => Ok(Vec::new()),
         };
         // Whatever went wrong, the others wait here for us.
         barrier.wait();
         let runtime = runtime?;
-        if let Err(error) = opened {
-            let mut stats = Stats::new(self.cell.operation);
-            stats.record(
-                Duration::ZERO,
-                Err(Failure { kind: "connect".into(), message: format!("{error:#}") }),
-            );
-            self.progress.failures.fetch_add(1, Ordering::Relaxed);
-            return Ok(vec![stats]);
-        }
+        let targets = match opened {
+            Ok(targets) => targets,
+            Err(error) => {
+                let mut stats = Stats::new(self.cell.operation);
+                let failure = Failure { kind: "connect".into(), message: format!("{error:#}") };
+                stats.record(Duration::ZERO, Err(failure));
+                self.progress.failures.fetch_add(1, Ordering::Relaxed);
+                return Ok(vec![stats]);
+            }
+        };
         let start = steady_ns().max(1);
         self.progress.started_ns.store(start, Ordering::Relaxed);
         runtime.block_on(async {
             let mut workers = JoinSet::new();
-            for number in numbers {
-                let worker = Worker::new(Arc::clone(shared), target.clone(), number);
+            for (number, target) in numbers.into_iter().zip(targets) {
+                let worker = Worker::new(Arc::clone(shared), target, number);
                 workers.spawn(worker.run(start, self.stopped.clone()));
             }
             let mut all = Vec::new();

@@ -53,6 +53,8 @@ struct Row {
     keys_listed: u64,
     latency_ms: Latency,
     server_cpu_ms_per_operation: Option<f64>,
+    /// Its parts, by the names the processes were given.
+    server_cpu_ms_per_operation_by_name: BTreeMap<String, f64>,
     client_cpu_ms_per_operation: Option<f64>,
 }
 
@@ -68,7 +70,7 @@ struct Latency {
 impl Report {
     pub(super) fn new(args: &BenchArgs, settings: &Settings) -> Self {
         Self {
-            endpoint: settings.config.endpoint.to_string(),
+            endpoint: args.endpoint.join(","),
             protocol: if settings.webdav { "webdav" } else { "s3" },
             payload: match args.payload {
                 _ if settings.webdav => "plain",
@@ -86,14 +88,19 @@ impl Report {
     }
 
     /// Adds a cell: its sum, and its parts if it has several.
-    pub(super) fn add(&mut self, cell: &Cell, results: &[Stats], spent: Option<Spent>, skipped: bool) {
+    pub(super) fn add(&mut self, cell: &Cell, results: &[Stats], spent: Option<&Spent>, skipped: bool) {
         let mut sum = Stats::new(cell.operation);
         results.iter().for_each(|stats| sum.merge(stats));
         let mut row = Row::new(cell, cell.operation, &sum);
         row.skipped = skipped;
         if let Some(spent) = spent.filter(|_| row.operations > 0) {
-            row.server_cpu_ms_per_operation = spent.server_ms.map(|time| time / row.operations as f64);
-            row.client_cpu_ms_per_operation = Some(spent.client_ms / row.operations as f64);
+            let each = |time: f64| time / row.operations as f64;
+            row.client_cpu_ms_per_operation = Some(each(spent.client_ms));
+            if let Some(times) = &spent.server_ms {
+                row.server_cpu_ms_per_operation = Some(each(times.values().sum()));
+                row.server_cpu_ms_per_operation_by_name =
+                    times.iter().map(|(name, time)| (name.clone(), each(*time))).collect();
+            }
         }
         self.cells.push(row);
         if cell.operation == Operation::Mixed && !skipped {
@@ -202,6 +209,7 @@ impl Row {
                 max: milliseconds(stats.latency.max()),
             },
             server_cpu_ms_per_operation: None,
+            server_cpu_ms_per_operation_by_name: BTreeMap::new(),
             client_cpu_ms_per_operation: None,
         };
         row.over(stats.elapsed.as_secs_f64())
@@ -277,11 +285,13 @@ mod tests {
     fn parts_of_a_mixed_cell_add_up_to_it() {
         let mut report = report();
         let results = [stats(Operation::Get, 30, 2), stats(Operation::Put, 10, 4)];
-        let spent = Spent { server_ms: Some(80.0), client_ms: 40.0 };
-        report.add(&cell(Operation::Mixed), &results, Some(spent), false);
+        let server_ms = [("om".to_owned(), 20.0), ("datanode".to_owned(), 60.0)];
+        let spent = Spent { server_ms: Some(server_ms.into()), client_ms: 40.0 };
+        report.add(&cell(Operation::Mixed), &results, Some(&spent), false);
         let rates: Vec<f64> = report.cells.iter().map(|row| row.mib_per_s).collect();
         assert_eq!(rates, [10.0, 7.5, 2.5]);
         assert_eq!(report.cells[0].server_cpu_ms_per_operation, Some(2.0));
+        assert_eq!(report.cells[0].server_cpu_ms_per_operation_by_name["om"], 0.5);
         assert!((report.cells[0].latency_ms.p99 - 10.0).abs() < 0.1);
         assert!(!report.failed());
         assert!(report.table().to_string().contains("server CPU"));

@@ -19,7 +19,10 @@ const LIST_KEYS: u32 = 1000;
 /// What is the same for every connection of a run.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
+    /// With the first endpoint.
     pub(super) config: Config,
+    /// All of them; connections go round.
+    pub(super) endpoints: Vec<Endpoint>,
     pub(super) bucket: String,
     /// Every key begins with this; it is new for each run.
     pub(super) prefix: String,
@@ -37,8 +40,9 @@ pub(super) struct Target {
 
 /// The settings that the arguments ask for.
 pub(super) fn settings(args: &BenchArgs) -> anyhow::Result<Settings> {
-    let endpoint: Endpoint = args.endpoint.parse()?;
-    let mut config = Config::new(endpoint);
+    let endpoints: Vec<Endpoint> =
+        args.endpoint.iter().map(|endpoint| endpoint.parse()).collect::<Result<_, _>>()?;
+    let mut config = Config::new(endpoints.first().context("--endpoint is empty")?.clone());
     // A retry would hide a failure and lengthen a latency.
     config.attempts = 1;
     config.response_timeout = Duration::try_from(args.timeout)?;
@@ -64,6 +68,7 @@ pub(super) fn settings(args: &BenchArgs) -> anyhow::Result<Settings> {
     }
     Ok(Settings {
         config,
+        endpoints,
         bucket: args.bucket.clone(),
         prefix: format!("bench-{:016x}/", wire::random::u64()),
         webdav: args.webdav,
@@ -73,23 +78,28 @@ pub(super) fn settings(args: &BenchArgs) -> anyhow::Result<Settings> {
 }
 
 impl Target {
-    /// A target with a pool of its own of `connections`.
+    /// A target at the first endpoint, with a pool of its own of `connections`.
     pub(super) fn connect(settings: Settings, connections: usize) -> Self {
-        Self::shared(Arc::new(settings), connections)
-    }
-
-    /// Another pool to the same target.
-    pub(super) fn again(&self, connections: usize) -> Self {
-        Self::shared(Arc::clone(&self.settings), connections)
-    }
-
-    fn shared(settings: Arc<Settings>, connections: usize) -> Self {
         let client = S3Client::new(Config { connections, ..settings.config.clone() });
-        Self { settings, client }
+        Self { settings: Arc::new(settings), client }
     }
 
-    /// Opens the connections.
-    pub(super) async fn open(&self, connections: usize) -> anyhow::Result<()> {
+    /// One for each of the numbered connections, at the endpoint that is its turn, over pools of their own.
+    pub(super) async fn open_each(&self, numbers: &[usize]) -> anyhow::Result<Vec<Self>> {
+        let endpoints = &self.settings.endpoints;
+        let mut pools = Vec::new();
+        for (at, endpoint) in endpoints.iter().enumerate() {
+            let connections = numbers.iter().filter(|number| *number % endpoints.len() == at).count();
+            let endpoint = endpoint.clone();
+            let client = S3Client::new(Config { endpoint, connections, ..self.settings.config.clone() });
+            let pool = Self { settings: Arc::clone(&self.settings), client };
+            pool.open(connections).await?;
+            pools.push(pool);
+        }
+        Ok(numbers.iter().map(|number| pools[number % endpoints.len()].clone()).collect())
+    }
+
+    async fn open(&self, connections: usize) -> anyhow::Result<()> {
         self.client.connect(connections).await.context("open connections")
     }
 

@@ -1,11 +1,13 @@
-//! Build tooling: `cargo xtask test | ci | tidy | s3-tests | restart-million | chaos | failover | compose-test`.
+//! Build tooling: `cargo xtask test | ci | tidy | s3-tests | restart-million | chaos | failover | compose-test |
+//! bench-om | bench-cluster | bench-keys`.
 //!
 //! Everything that a fresh machine needs beyond Rust and Python 3 is made here (a Python venv under `target/`), so
 //! that the README's commands are the whole set-up. Each command that runs tests ends with a line
 //! `N passed, N failed`, alone, and its exit code says the same.
 //!
-//! Not here: the measurements of `docs/benchmarks.md` (`ferrozone bench`) and the tests themselves.
+//! Not here: the comparison of `docs/benchmarks.md` (`bench/compare.py`, `ferrozone bench`) and the tests themselves.
 
+mod bench;
 mod ceph;
 mod chaos;
 mod checks;
@@ -56,6 +58,12 @@ enum Command {
     Failover(FailoverArguments),
     /// The compose file under an engine: a tree synced while containers are killed. Needs root where no engine runs.
     ComposeTest(ComposeArguments),
+    /// Commits of keys through three voters of OM, at full load.
+    BenchOm(bench::om::Arguments),
+    /// PUT and GET through gateways and three replicas, at full load.
+    BenchCluster(bench::cluster::Arguments),
+    /// OM with one voter and millions of keys: rate, memory, files, listings, restart after SIGKILL.
+    BenchKeys(bench::keys::Arguments),
 }
 
 /// What `chaos` does.
@@ -207,5 +215,14 @@ fn run(command: Command) -> Result<bool> {
         Command::Failover(arguments) => failover::run(&workspace, &arguments),
         Command::ComposeTest(arguments) => compose::run(&workspace, &arguments),
         Command::RestartMillion(arguments) => million::run(&workspace, &arguments),
+        Command::BenchOm(arguments) => {
+            bench::optimised(&workspace, || bench::om::run(&workspace, &arguments))
+        }
+        Command::BenchCluster(arguments) => {
+            bench::optimised(&workspace, || bench::cluster::run(&workspace, &arguments))
+        }
+        Command::BenchKeys(arguments) => {
+            bench::optimised(&workspace, || bench::keys::run(&workspace, &arguments))
+        }
     }
 }

@@ -62,6 +62,13 @@ pub(crate) struct Node {
     child: Option<Child>,
 }
 
+impl Node {
+    /// The process, while it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+}
+
 /// A cluster of processes.
 pub(crate) struct Rig {
     binary: PathBuf,
@@ -257,19 +264,30 @@ impl Rig {
         command
             .arg("admin")
             .args(["--admin", &format!("http://{admin}"), "--cluster-file"])
-            .arg(self.directory.join("cluster").join(name).join("cluster.json"))
+            .arg(self.cluster_file(name))
             .args(words);
+    }
+
+    /// A node's `cluster.json`: the cluster's id and key.
+    pub(crate) fn cluster_file(&self, name: &str) -> PathBuf {
+        self.directory.join("cluster").join(name).join("cluster.json")
     }
 
     /// The root credentials.
     pub(crate) fn credentials(&self) -> Result<Credentials> {
+        let (access_key, secret_key) = self.access_key()?;
+        Ok(Credentials::new(access_key, secret_key))
+    }
+
+    /// The root user's access key and its secret.
+    pub(crate) fn access_key(&self) -> Result<(String, String)> {
         let name = &self.names(Role::Gateway)[0];
         let file = self.directory.join("cluster").join(name).join("credentials.json");
         let text = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
         let value: Value = serde_json::from_slice(&text).context("credentials.json")?;
         let field =
             |field: &str| value[field].as_str().map(str::to_owned).context("credentials.json lacks a field");
-        Ok(Credentials::new(field("access_key")?, field("secret_key")?))
+        Ok((field("access_key")?, field("secret_key")?))
     }
 
     /// A client of a gateway that never repeats a request: what fails is seen.

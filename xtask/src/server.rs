@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::stopwatch::wait_until;
@@ -138,13 +138,17 @@ fn read_endpoints(path: &PathBuf) -> Option<[String; 2]> {
 }
 
 pub(crate) fn is_ready(address: &str) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(START_DEADLINE))?;
-        write!(stream, "GET /healthz/ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(answer.starts_with(b"HTTP/1.1 200"))
-    };
-    ask().unwrap_or(false)
+    get(address, "/healthz/ready").is_ok()
+}
+
+/// What `http://address` answers for a path, head and body; an error unless it is a 200.
+pub(crate) fn get(address: &str, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).context("connect")?;
+    stream.set_read_timeout(Some(START_DEADLINE)).context("limit the wait")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").context("ask")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).context("read the answer")?;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{path}: {}", answer.lines().next().unwrap_or_default());
+    Ok(answer)
 }

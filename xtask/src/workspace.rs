@@ -64,18 +64,23 @@ impl Workspace {
     }
 
     /// Builds the server and says where it is.
+    pub(crate) fn build_server(&self, release: bool) -> Result<PathBuf> {
+        self.build_program("ferrozone", release)
+    }
+
+    /// Builds a program of this workspace and says where it is.
     ///
     /// The whole workspace's features are asked for, as `cargo test --workspace` does: otherwise cargo would resolve
     /// other features and build most dependencies a second time.
-    pub(crate) fn build_server(&self, release: bool) -> Result<PathBuf> {
+    pub(crate) fn build_program(&self, name: &str, release: bool) -> Result<PathBuf> {
         let mut command = self.cargo();
-        command.args(["build", "--workspace", "--bin", "ferrozone"]);
+        command.args(["build", "--workspace", "--bin", name]);
         if release {
             command.arg("--release");
         }
-        process::run(&mut command).context("build the server")?;
+        process::run(&mut command).with_context(|| format!("build {name}"))?;
         let profile = if release { "release" } else { "debug" };
-        Ok(self.target.join(profile).join("ferrozone"))
+        Ok(self.target.join(profile).join(name))
     }
 
     /// `given`, or a fresh release build.

@@ -42,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("checker", &["wire"]),
     ("sim", &["wire", "checker", "platform", "consensus", "client", "meta", "scm", "datanode"]),
-    ("xtask", &["wire", "checker", "s3-client"]),
+    ("xtask", &["wire", "checker", "client", "s3-client"]),
 ];
 
 /// Packages whose library has another name.

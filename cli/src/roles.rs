@@ -296,6 +296,8 @@ fn scm_config(config: &Config, cluster: &Cluster) -> ScmConfig {
 fn datanode_config(config: &Config, cluster: &Cluster, address: Option<HostPort>) -> DatanodeConfig {
     DatanodeConfig {
         address,
+        node: config.node.name.clone(),
+        rack: config.node.rack.clone(),
         container_bytes_max: config.scm.container_size.0,
         growth_step: config.datanode.growth_step.0,
         reserve_bytes: config.datanode.reserve.0,

@@ -701,6 +701,7 @@ impl<R: Send + 'static> Driver<R> {
         if applied > self.node.raft.raft_log.applied {
             self.node.advance_apply_to(applied);
         }
+        self.settle_change();
         let checkpoint = self.shared.checkpoint_index.load(Ordering::Acquire);
         if checkpoint != self.checkpoint_seen {
             self.checkpoint_seen = checkpoint;

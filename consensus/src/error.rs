@@ -237,6 +237,46 @@ pub enum SnapshotError {
     File(#[from] OpenError),
 }
 
+/// A backup cannot be made into a directory. The directory is as fresh as before.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Its first bytes are not those of a backup.
+    #[error("the file is no backup, or its beginning is damaged")]
+    NoBackup,
+    /// It is of another group.
+    #[error("the backup is of group {found}, not of {expected}")]
+    Group {
+        /// Whose it is.
+        found: String,
+        /// Which one was to be restored.
+        expected: String,
+    },
+    /// Its group had a member of this raft id or incarnation, who may still live.
+    #[error(
+        "raft id {raft_id} or its incarnation was a member's when the backup was taken: restore under new ones \
+         (`ferrozone cluster add-node` draws them)"
+    )]
+    Taken {
+        /// The id.
+        raft_id: u64,
+    },
+    /// There is a replica already.
+    #[error("{} holds a replica: restore into a fresh directory", dir.display())]
+    NotEmpty {
+        /// The group's directory.
+        dir: PathBuf,
+    },
+    /// The rows are not those that were written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The directory cannot be made.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The file cannot be read.
+    #[error("cannot read the backup")]
+    Read(#[from] std::io::Error),
+}
+
 /// A command was not applied, or it is not known whether it was.
 #[derive(Debug, thiserror::Error)]
 pub enum ProposeError {

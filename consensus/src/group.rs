@@ -32,8 +32,9 @@ use wire::host::HostPort;
 use wire::status::{Failure, Status};
 
 use crate::apply::{Applier, ApplyInput, Pace};
+use crate::backup::Backup;
 use crate::driver::{APPLY_INBOX, Driver, Install, Place, Room};
-use crate::error::{ChangeError, OpenError, ProposeError, ReadError, StoreError};
+use crate::error::{ChangeError, OpenError, ProposeError, ReadError, SnapshotError, StoreError};
 use crate::incoming::{Incoming, IncomingConfig};
 use crate::log::{Identity, Log, LogConfig, SegmentedLog};
 use crate::logger::raft_logger;
@@ -45,6 +46,7 @@ use crate::peer::{PeerEndpoint, PeerTransport, SnapshotStream};
 use crate::replica::{Replica, io_error};
 use crate::shared::{ChangeReply, Input, Phase, Proposal, Reply, Shared, Ticket};
 use crate::space::{RESERVE, Reserve};
+use crate::state::snapshot::SnapshotSource;
 use crate::state::{Progress, StateConfig, StateFile};
 use crate::storage::LogStore;
 use crate::store::{ReadView, check_tables};
@@ -174,7 +176,7 @@ impl GroupConfig {
         }
     }
 
-    fn check(&self) -> Result<(), OpenError> {
+    pub(crate) fn check(&self) -> Result<(), OpenError> {
         let refuse = |text: &str| Err(OpenError::Config(text.to_owned()));
         if self.raft_id == 0 {
             return refuse("a raft id is never 0");
@@ -213,7 +215,7 @@ impl GroupConfig {
     }
 
     /// This replica as others see it.
-    fn me(&self) -> Member {
+    pub(crate) fn me(&self) -> Member {
         let listed = || self.voters.iter().find(|voter| voter.raft_id == self.raft_id).cloned();
         self.member.clone().or_else(listed).unwrap_or_else(|| Member {
             raft_id: self.raft_id,
@@ -232,7 +234,7 @@ impl GroupConfig {
         }
     }
 
-    fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         Identity { cluster_id: self.cluster_id, raft_id: self.raft_id }
     }
 
@@ -435,6 +437,17 @@ impl<M: StateMachine> Group<M> {
         Ok(self.handle.shared.fresh_view()?)
     }
 
+    /// Begins a backup of what this replica has applied; any replica will do. Blocking.
+    ///
+    /// # Errors
+    /// If the state cannot be read or is closed.
+    pub fn backup(&self) -> Result<Backup, SnapshotError> {
+        let shared = &self.handle.shared;
+        let db = shared.db.read().clone().ok_or(StoreError::from(ReadError::Stopped))?;
+        let source = SnapshotSource::new(&db, M::TABLES, self.handle.cluster_id)?;
+        Ok(Backup::begin(&shared.name, source))
+    }
+
     /// Where the group stands.
     pub fn status(&self) -> GroupStatus {
         let shared = &self.handle.shared;
@@ -611,16 +624,20 @@ fn recover<M: StateMachine>(config: &GroupConfig) -> Result<Opened, OpenError> {
 fn create_files<M: StateMachine>(config: &GroupConfig) -> Result<(), OpenError> {
     let reserve = open_reserve(config)?;
     StateFile::create(&state_config::<M>(config, &reserve))?;
+    create_log(config)
+}
+
+pub(crate) fn create_log(config: &GroupConfig) -> Result<(), OpenError> {
     SegmentedLog::create(log_config(config))?;
     Ok(())
 }
 
-fn open_reserve(config: &GroupConfig) -> Result<Arc<Reserve>, OpenError> {
+pub(crate) fn open_reserve(config: &GroupConfig) -> Result<Arc<Reserve>, OpenError> {
     let opened = Reserve::open(&config.disk, config.reserve_bytes);
     Ok(Arc::new(opened.map_err(io_error("open", &*config.disk, RESERVE))?))
 }
 
-fn state_config<M: StateMachine>(config: &GroupConfig, reserve: &Arc<Reserve>) -> StateConfig {
+pub(crate) fn state_config<M: StateMachine>(config: &GroupConfig, reserve: &Arc<Reserve>) -> StateConfig {
     StateConfig {
         group: config.name.clone(),
         disk: Arc::clone(&config.disk),

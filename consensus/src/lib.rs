@@ -13,6 +13,7 @@
 //! | `store` | rows with checksums, the state hash, a store in memory for tests |
 //! | `driver` | the raft thread: batches proposals, performs each Ready in raft's order, changes membership |
 //! | `incoming` | a snapshot on its way in |
+//! | `backup` | a snapshot in a file, and a directory made of one |
 //! | `reads` | reads that wait for a quorum |
 //! | `terms` | what a daemon does only while its replica leads |
 //! | `marker` | a note that a replica has lived |
@@ -34,6 +35,7 @@
 
 mod abort;
 mod apply;
+mod backup;
 mod driver;
 mod error;
 mod group;
@@ -56,7 +58,10 @@ mod storage;
 mod store;
 mod terms;
 
-pub use error::{ChangeError, LogError, OpenError, ProposeError, ReadError, SnapshotError, StoreError};
+pub use backup::{Backup, BackupInfo, restore};
+pub use error::{
+    ChangeError, LogError, OpenError, ProposeError, ReadError, RestoreError, SnapshotError, StoreError,
+};
 pub use group::{COMMAND_BYTES_MAX, Group, GroupConfig, GroupStatus, Leadership, Priority, directory};
 pub use machine::{Entry, StateMachine};
 pub use marker::Marker;

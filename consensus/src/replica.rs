@@ -88,11 +88,11 @@ impl Replica {
     }
 
     /// Makes a replica: `fill` writes its files durably.
-    pub(crate) fn create(
+    pub(crate) fn create<E: From<OpenError>>(
         &self,
         identity: Identity,
-        fill: impl FnOnce() -> Result<(), OpenError>,
-    ) -> Result<(), OpenError> {
+        fill: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
         let disk = &*self.disk;
         disk.open(CREATING, OpenMode::Either).map_err(io_error("make", disk, CREATING))?;
         self.sync_names()?;
@@ -107,7 +107,7 @@ impl Replica {
         disk.rename(IDENTITY_NEW, IDENTITY).map_err(io_error("rename", disk, IDENTITY_NEW))?;
         self.sync_names()?;
         self.remove(CREATING)?;
-        self.sync_names()
+        Ok(self.sync_names()?)
     }
 
     /// Checks that the directory is that of `expected` and complete.

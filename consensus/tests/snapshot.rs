@@ -7,7 +7,7 @@ mod common;
 use bytes::Bytes;
 use common::net::{Net, SnapshotFault, member};
 use common::{REGISTER, Registers};
-use consensus::{Group, GroupConfig, PeerEndpoint, ProposeError, Rows};
+use consensus::{Group, GroupConfig, PeerEndpoint, ProposeError, RestoreError, Rows, SnapshotError};
 use futures_util::stream;
 use wire::group::{MemberRole, MembershipChange};
 use wire::status::Status;
@@ -208,4 +208,107 @@ async fn snapshots_for_others_are_refused() {
     let stale = net.group(to).receive_snapshot(head, nothing()).await.unwrap_err();
     assert!(stale.to_string().contains("stale"), "{stale}");
     assert!(leader.status().is_leader);
+}
+
+#[tokio::test]
+async fn a_lost_voter_is_replaced_by_a_new_one() {
+    let mut net = Net::with(3, forgetful);
+    let leader = net.leader().await;
+    net.agree(&[1, 2, 3]).await;
+    let lost = others(&[1, 2, 3], id(&leader))[0];
+    net.stop(lost).await;
+    write_past(&net, &leader, 20).await;
+    // Its machine is new: the old one is removed, and a new one joins under an id that was never used.
+    let change = MembershipChange::Remove { raft_id: lost, force: false };
+    net.during(leader.change_membership(change)).await.unwrap();
+    net.start(4);
+    net.during(leader.change_membership(MembershipChange::AddLearner(member(4)))).await.unwrap();
+    let rest = [others(&[1, 2, 3], lost), vec![4]].concat();
+    net.agree(&rest).await;
+    net.during(leader.change_membership(MembershipChange::Promote { raft_id: 4 })).await.unwrap();
+    net.agree(&rest).await;
+    // Three voters again: one may fail.
+    net.isolate(id(&leader));
+    let next = net.leader_among(&others(&rest, id(&leader))).await;
+    set(&net, &next, "a", "with the new one").await.unwrap();
+    net.heal();
+    net.agree(&rest).await;
+    assert_eq!(net.group(4).info().members.len(), 3);
+}
+
+/// The bytes of a replica's backup.
+fn backup_of(group: &Group<Registers>) -> Vec<u8> {
+    let mut backup = group.backup().unwrap();
+    assert_eq!(backup.info().applied_index, group.status().applied_index);
+    let mut bytes = Vec::new();
+    while let Some(piece) = backup.next_piece().unwrap() {
+        bytes.extend_from_slice(&piece);
+    }
+    bytes
+}
+
+#[tokio::test]
+async fn a_backup_becomes_a_group_of_one_that_grows_again() {
+    let mut net = Net::with(3, forgetful);
+    let leader = net.leader().await;
+    for count in 0..40 {
+        set(&net, &leader, &format!("r{count}"), "kept").await.unwrap();
+    }
+    net.agree(&[1, 2, 3]).await;
+    let follower = others(&[1, 2, 3], id(&leader))[0];
+    let hash = leader.status().state_hash;
+    let bytes = backup_of(&net.group(follower));
+    set(&net, &leader, "r0", "after the backup").await.unwrap();
+
+    let config = net.config(9);
+    let info = consensus::restore::<Registers>(&config, &mut &bytes[..]).unwrap();
+    assert_eq!((info.group.as_str(), info.members.len(), info.state_hash), ("test", 3, hash));
+    let again = consensus::restore::<Registers>(&config, &mut &bytes[..]).unwrap_err();
+    assert!(matches!(again, RestoreError::NotEmpty { .. }), "{again}");
+    drop(config);
+
+    // It leads at once. The old members may live on: neither side listens to the other.
+    net.start(9);
+    let restored = net.leader_among(&[9]).await;
+    assert_eq!(get(&net, &restored, "r0").await.as_deref(), Some("kept"));
+    set(&net, &restored, "r0", "restored").await.unwrap();
+    let (_, _, packet) = net.past().pop().unwrap();
+    assert!(restored.receive(packet).await.is_err());
+    net.start(10);
+    net.during(restored.change_membership(MembershipChange::AddLearner(member(10)))).await.unwrap();
+    net.agree(&[9, 10]).await;
+    let old = net.during(restored.change_membership(MembershipChange::AddLearner(member(2)))).await;
+    assert!(old.is_err(), "an id of the lost group never returns");
+    assert_eq!(get(&net, &leader, "r0").await.as_deref(), Some("after the backup"));
+}
+
+#[tokio::test]
+async fn a_damaged_backup_makes_nothing() {
+    let mut net = Net::with(1, forgetful);
+    let leader = net.leader().await;
+    for count in 0..40 {
+        set(&net, &leader, &format!("r{count}"), "kept").await.unwrap();
+    }
+    let bytes = backup_of(&leader);
+    let config = net.config(9);
+    let restore =
+        |bytes: &[u8], config: &GroupConfig| consensus::restore::<Registers>(config, &mut &*bytes).map(drop);
+    for at in (0..bytes.len()).step_by(23) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 4;
+        assert!(restore(&damaged, &config).is_err(), "byte {at}");
+    }
+    for length in (0..bytes.len()).step_by(101) {
+        assert!(restore(&bytes[..length], &config).is_err(), "cut at {length}");
+    }
+    let longer = [&bytes[..], b"x"].concat();
+    assert!(matches!(restore(&longer, &config), Err(RestoreError::Snapshot(SnapshotError::Damaged(_)))));
+    let old_id = wire::group::Member { raft_id: 1, ..member(9) };
+    let taken = GroupConfig { raft_id: 1, member: Some(old_id), ..config.clone() };
+    assert!(matches!(restore(&bytes, &taken), Err(RestoreError::Taken { raft_id: 1 })));
+    let foreign = GroupConfig { cluster_id: uuid::Uuid::from_u128(1), ..config.clone() };
+    assert!(matches!(restore(&bytes, &foreign), Err(RestoreError::Snapshot(SnapshotError::Foreign { .. }))));
+    let other = GroupConfig { name: "other".to_owned(), ..config.clone() };
+    assert!(matches!(restore(&bytes, &other), Err(RestoreError::Group { .. })));
+    restore(&bytes, &config).unwrap();
 }

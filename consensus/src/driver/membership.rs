@@ -36,6 +36,8 @@ pub(super) struct Changing {
     index: u64,
     term: u64,
     is_committed: bool,
+    /// No other quorum counts any more.
+    is_over: bool,
     reply: ChangeReply,
 }
 
@@ -53,7 +55,7 @@ impl<R: Send + 'static> Driver<R> {
             return;
         }
         let (index, term) = (self.node.raft.raft_log.last_index(), self.node.raft.term);
-        self.changing = Some(Changing { index, term, is_committed: false, reply });
+        self.changing = Some(Changing { index, term, is_committed: false, is_over: false, reply });
     }
 
     fn check_change(&self, change: &MembershipChange) -> Result<(), ChangeError> {
@@ -145,7 +147,14 @@ impl<R: Send + 'static> Driver<R> {
                 return;
             }
         }
-        if changing.is_committed && !is_joint {
+        changing.is_over |= changing.is_committed && !is_joint;
+    }
+
+    /// A change that is over is answered once this leader would take the next one: it is applied then.
+    pub(super) fn settle_change(&mut self) {
+        if self.changing.as_ref().is_some_and(|changing| changing.is_over)
+            && !self.node.raft.has_pending_conf()
+        {
             self.answer_change(Ok(()));
         }
     }
@@ -158,7 +167,8 @@ impl<R: Send + 'static> Driver<R> {
 
     /// Leadership is lost with a change under way.
     pub(super) fn fail_change(&mut self) {
-        self.answer_change(Err(ChangeError::Unknown));
+        let is_over = self.changing.as_ref().is_some_and(|changing| changing.is_over);
+        self.answer_change(if is_over { Ok(()) } else { Err(ChangeError::Unknown) });
     }
 
     /// The membership has changed: lets everyone know.

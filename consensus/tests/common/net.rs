@@ -168,19 +168,7 @@ impl Net {
 
     /// Opens a replica, as it was left if it was ever there.
     pub(crate) fn start(&mut self, raft_id: u64) -> Group<Registers> {
-        let is_first = self.voters.iter().any(|voter| voter.raft_id == raft_id);
-        let dir = self.dirs.entry(raft_id).or_insert_with(|| tempfile::tempdir().unwrap());
-        let mut config = GroupConfig {
-            raft_id,
-            incarnation: member(raft_id).incarnation,
-            member: Some(member(raft_id)),
-            voters: if is_first { self.voters.clone() } else { Vec::new() },
-            join: !is_first,
-            transport: Some(Arc::new(End { from: raft_id, wires: Arc::clone(&self.wires) })),
-            tick: Duration::ZERO,
-            ..config(dir.path())
-        };
-        (self.adjust)(&mut config);
+        let config = self.config(raft_id);
         let node = Some(u32::try_from(raft_id).unwrap());
         let group = platform::node::enter(node, || Group::open(config, Registers::new()).unwrap());
         self.wires.lock().unwrap().endpoints.insert(raft_id, group.clone());
@@ -254,6 +242,24 @@ impl Net {
     /// The snapshots that began: sender, receiver and what precedes the rows.
     pub(crate) fn snapshots(&self) -> Vec<(u64, u64, Bytes)> {
         self.wires.lock().unwrap().snapshots.clone()
+    }
+
+    /// The settings of a replica that [`Net::start`] would use.
+    pub(crate) fn config(&mut self, raft_id: u64) -> GroupConfig {
+        let is_first = self.voters.iter().any(|voter| voter.raft_id == raft_id);
+        let dir = self.dirs.entry(raft_id).or_insert_with(|| tempfile::tempdir().unwrap());
+        let mut config = GroupConfig {
+            raft_id,
+            incarnation: member(raft_id).incarnation,
+            member: Some(member(raft_id)),
+            voters: if is_first { self.voters.clone() } else { Vec::new() },
+            join: !is_first,
+            transport: Some(Arc::new(End { from: raft_id, wires: Arc::clone(&self.wires) })),
+            tick: Duration::ZERO,
+            ..config(dir.path())
+        };
+        (self.adjust)(&mut config);
+        config
     }
 
     pub(crate) fn dir(&self, raft_id: u64) -> &std::path::Path {

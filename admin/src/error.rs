@@ -85,7 +85,9 @@ impl ApiError {
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
             Self::Failed { failure, .. } => match failure.status {
-                Status::Retry | Status::NotLeader => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+                Status::Retry | Status::NotLeader | Status::NotReady => {
+                    (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+                }
                 Status::Unknown => (StatusCode::GATEWAY_TIMEOUT, "outcome_unknown"),
                 Status::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
                 Status::Invalid => (StatusCode::BAD_REQUEST, "bad_request"),

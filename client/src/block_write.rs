@@ -379,7 +379,7 @@ impl BlockWrite {
                     fail(replica, &self.failed, failure);
                 }
                 Err(failure) if is_refusal(&failure) => {
-                    if failure.status == Status::DiskFull {
+                    if matches!(failure.status, Status::DiskFull | Status::NotReady) {
                         // Well, but of no use to the next block either.
                         self.failed.note(replica.datanode);
                     }
@@ -400,12 +400,12 @@ fn fail(replica: &mut Replica, failed: &FailedNodes, failure: Failure) {
 }
 
 /// Whether a datanode that answered so is well, and only does not take this block: closing, full, another generation, a
-/// token that is over. Such a replica must never be left out by `degrade`: it may hold every block of the container.
+/// token that is over, just started. Such a replica must never be left out by `degrade`: it may hold every block of the container.
 fn is_refusal(failure: &Failure) -> bool {
     if wire::planted::is_on("degrade_by_refusal") {
         return false;
     }
-    matches!(failure.status, Status::Refused | Status::Denied | Status::DiskFull)
+    matches!(failure.status, Status::Refused | Status::Denied | Status::DiskFull | Status::NotReady)
 }
 
 /// When a replica last made progress, and whether it has something to do.

@@ -436,7 +436,7 @@ impl Call {
     fn is_final(&mut self, failure: &Failure, is_repeatable: bool) -> bool {
         self.next_at = Instant::now();
         match failure.status {
-            Status::Retry | Status::NotLeader => self.is_hopeless = false,
+            Status::Retry | Status::NotLeader | Status::NotReady => self.is_hopeless = false,
             Status::Unknown => {
                 self.may_have_happened = true;
                 self.is_hopeless = false;

@@ -212,7 +212,10 @@ impl KeyWriter {
                     None => continue,
                 },
                 Verdict::Refused(failure) => {
-                    self.loans.leave(open.lent.block.container);
+                    // One that has only just started takes the container's next block.
+                    if failure.status != Status::NotReady {
+                        self.loans.leave(open.lent.block.container);
+                    }
                     open.check_held(&failure)?;
                     if turn > 0 {
                         // One closing container is usual. Several say that OM and SCM need a moment.

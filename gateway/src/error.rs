@@ -343,7 +343,9 @@ impl From<Rejection> for S3Error {
 impl From<Failure> for S3Error {
     fn from(failure: Failure) -> Self {
         match failure.status {
-            Status::Retry | Status::Refused => Self::slow_down("the service is starting or overloaded"),
+            Status::Retry | Status::Refused | Status::NotReady => {
+                Self::slow_down("the service is starting or overloaded")
+            }
             Status::NotLeader => {
                 Self::unavailable("The Ozone Manager has no leader at the moment. Please try again.")
             }

@@ -33,6 +33,8 @@ pub enum Status {
     Corrupt,
     /// The peer failed in a way it does not expect: a bug or a broken disk.
     Internal,
+    /// The peer is well and cannot serve yet: it has just started. Go elsewhere; what it holds counts all the same.
+    NotReady,
 }
 
 /// A call that got no answer.

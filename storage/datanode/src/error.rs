@@ -199,7 +199,8 @@ impl BlockError {
             }
             Self::NoBlock(_) | Self::NoContainer(_) => Status::NotFound,
             Self::Refused(..) => Status::Refused,
-            Self::Busy(_) | Self::NoKeys | Self::Stopping | Self::Overloaded => Status::Retry,
+            Self::Busy(_) | Self::Stopping | Self::Overloaded => Status::Retry,
+            Self::NoKeys => Status::NotReady,
             Self::Invalid(_) => Status::Invalid,
             Self::Denied(_) => Status::Denied,
             Self::Stream(failure) => failure.status,

@@ -1,6 +1,7 @@
 //! The datanode as its callers see it: tokens are checked, containers found or made, blocks written and read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use client::service::{ChunkStream, DatanodeService, ReplicaStream};
@@ -15,6 +16,10 @@ use crate::error::BlockError;
 use crate::node::{Datanode, Node};
 use crate::{fetch, read, write};
 
+/// A datanode that has just started waits this long for its token keys before it sends callers elsewhere: it registers
+/// within a heartbeat, and writers give a datanode a second.
+const KEYS_WAIT: Duration = Duration::from_millis(500);
+
 #[async_trait]
 impl DatanodeService for Datanode {
     async fn write_block(&self, request: WriteBlock, body: ChunkStream) -> Result<BlockReceipt, Failure> {
@@ -28,12 +33,14 @@ impl DatanodeService for Datanode {
     }
 
     async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure> {
+        self.node.wait_keys().await;
         self.node.check_token(&request.token, BlockOperation::Read, request.block, request.block_length)?;
         let container = self.node.container(request.block.container)?;
         Ok(read::read(container, request).await?)
     }
 
     async fn fetch_replica(&self, request: FetchReplica) -> Result<ReplicaStream, Failure> {
+        self.node.wait_keys().await;
         self.node.check_copy_token(&request)?;
         Ok(fetch::fetch(&self.node, request).await?)
     }
@@ -41,6 +48,7 @@ impl DatanodeService for Datanode {
 
 impl Datanode {
     async fn container_to_write(&self, request: &WriteBlock) -> Result<Arc<Container>, BlockError> {
+        self.node.wait_keys().await;
         self.node.check_token(&request.token, BlockOperation::Write, request.block, request.length)?;
         let claim = &request.token.claim;
         if let Some(container) = self.node.container_for(claim)? {
@@ -53,6 +61,15 @@ impl Datanode {
 }
 
 impl Node {
+    /// Waits a moment for the first token keys.
+    async fn wait_keys(&self) {
+        if self.keys.read().is_empty() {
+            let mut is_registered = self.is_registered.subscribe();
+            // Late or never: the check of the token says so.
+            let _ = tokio::time::timeout(KEYS_WAIT, is_registered.wait_for(|done| *done)).await;
+        }
+    }
+
     fn check_token(
         &self,
         token: &BlockToken,

@@ -238,6 +238,7 @@ impl ScmService for Fake {
                 deleting: 0,
                 copies: Vec::new(),
                 bytes_per_second: 0,
+                mis_placed: 0,
             }),
             Q::GetScmOverview(_) => ScmReply::GetScmOverview(ScmOverview {
                 open: 1,

@@ -288,6 +288,9 @@ pub struct RepairInfo {
     pub copies: Vec<CopyInfo>,
     /// Bytes a second all copies together may take; 0 for no limit.
     pub bytes_per_second: u64,
+    /// Containers all replicas of which stand in one rack, though there are more.
+    #[serde(default)]
+    pub mis_placed: u64,
 }
 
 /// SCM at a glance.

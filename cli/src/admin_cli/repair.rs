@@ -65,6 +65,7 @@ fn repair_text(repair: &RepairInfo, names: &Names) -> String {
         ("under-replicated", count(repair.under_replicated, "container")),
         ("over-replicated", count(repair.over_replicated, "container")),
         ("unhealthy", format!("{} with a damaged replica", count(repair.unhealthy, "container"))),
+        ("in one rack", format!("{}, though there are more racks", count(repair.mis_placed, "container"))),
         ("being dropped", count(repair.deleting, "replica")),
         ("bandwidth limit", limit),
     ]);
@@ -121,11 +122,13 @@ mod tests {
             deleting: 2,
             copies: vec![copy],
             bytes_per_second: 128 << 20,
+            mis_placed: 1,
         };
         assert_eq!(
             repair_text(&repair, &names),
             "missing           0 containers: no whole replica can be reached\nunder-replicated  1 container\n\
              over-replicated   0 containers\nunhealthy         0 containers with a damaged replica\n\
+             in one rack       1 container, though there are more racks\n\
              being dropped     2 replicas\nbandwidth limit   128.0 MiB/s for all copies together\n\n\
              CONTAINER  FROM  TO         COPIED       OF  DONE\n        5  d1    00000002  1.0 GiB  4.0 GiB   25%\n"
         );

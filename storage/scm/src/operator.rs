@@ -206,6 +206,7 @@ impl Scm {
             deleting: findings.deleting,
             copies,
             bytes_per_second: self.config().repair_bandwidth,
+            mis_placed: findings.mis_placed,
         })
     }
 

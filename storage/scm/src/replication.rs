@@ -115,7 +115,10 @@ impl<R: Rows> Scene<'_, R> {
         let tally = self.tally(id, row);
         // A single readable replica waits for nobody.
         let waiting = if tally.reachable <= 1 { 0 } else { tally.waiting };
-        let missing = self.required(row, &tally).saturating_sub(tally.counted + tally.copying + waiting);
+        let mut missing = self.required(row, &tally).saturating_sub(tally.counted + tally.copying + waiting);
+        if missing == 0 && tally.copying == 0 && self.must_spread(id, row) {
+            missing = 1;
+        }
         (missing > 0 && tally.reachable > 0).then_some(Shortage {
             reachable: tally.reachable,
             container: id,
@@ -273,10 +276,9 @@ impl<R: Rows> Scene<'_, R> {
         if row.valid().any(|replica| self.standing(id, row, replica) == Standing::Damaged) {
             health.push(ContainerHealth::Unhealthy);
         }
-        let racks: BTreeSet<&str> = row.valid().filter_map(|replica| self.rack(replica.datanode)).collect();
         let all_racks: BTreeSet<&str> =
             self.nodes.values().map(|node| node.rack.as_str()).filter(|rack| !rack.is_empty()).collect();
-        if racks.len() == 1 && row.valid().count() > 1 && all_racks.len() > 1 {
+        if self.sole_rack(row.valid()).is_some() && all_racks.len() > 1 {
             health.push(ContainerHealth::MisPlaced);
         }
         health.sort();
@@ -293,6 +295,32 @@ impl<R: Rows> Scene<'_, R> {
 
     fn rack(&self, id: DatanodeId) -> Option<&str> {
         self.nodes.get(&id).map(|node| node.rack.as_str()).filter(|rack| !rack.is_empty())
+    }
+
+    /// The rack that all of these stand in, if they are several: it would take all of them along.
+    fn sole_rack<'b>(&self, replicas: impl Iterator<Item = &'b ReplicaRow>) -> Option<&str> {
+        let racks: Vec<Option<&str>> = replicas.map(|replica| self.rack(replica.datanode)).collect();
+        let first = racks.first().copied().flatten()?;
+        (racks.len() > 1 && racks.iter().all(|rack| *rack == Some(first))).then_some(first)
+    }
+
+    /// Whether all healthy replicas of a container that has enough stand in one rack, and another one could take a copy:
+    /// then it is made, and one of the first rack is dropped as excess.
+    fn must_spread(&self, id: ContainerId, row: &ContainerRow) -> bool {
+        let healthy = self.healthy_in_service(id, row);
+        if healthy.len() < replicas_wanted(row.replication) {
+            return false;
+        }
+        let Some(sole) = self.sole_rack(healthy.into_iter()) else { return false };
+        self.targets(row, 0).iter().any(|target| !target.rack.is_empty() && target.rack != sole)
+    }
+
+    fn healthy_in_service<'b>(&self, id: ContainerId, row: &'b ContainerRow) -> Vec<&'b ReplicaRow> {
+        let is_healthy = |replica: &&ReplicaRow| {
+            self.operational(replica.datanode) == OperationalState::InService
+                && self.standing(id, row, replica) == Standing::Healthy
+        };
+        row.valid().filter(is_healthy).collect()
     }
 
     /// A container that is written to or being sealed goes on without members that are dead or have lost it, as long as
@@ -381,16 +409,11 @@ impl<R: Rows> Scene<'_, R> {
     /// Drops what is not needed while the target number of others is healthy.
     fn drop_excess(&self, id: ContainerId, row: &ContainerRow) -> Option<Command> {
         let target = replicas_wanted(row.replication);
-        let healthy: Vec<&ReplicaRow> = row
-            .valid()
-            .filter(|replica| {
-                self.operational(replica.datanode) == OperationalState::InService
-                    && self.standing(id, row, replica) == Standing::Healthy
-            })
-            .collect();
+        let healthy = self.healthy_in_service(id, row);
         if healthy.len() < target {
             return None;
         }
+        let sole_rack = self.sole_rack(healthy.iter().copied());
         let is_waited_for = |node| {
             let operational = self.operational(node);
             matches!(operational, OperationalState::Maintenance | OperationalState::EnteringMaintenance)
@@ -410,8 +433,12 @@ impl<R: Rows> Scene<'_, R> {
             })
             .map(ReplicaRow::life)
             .collect();
-        // Copies under way are not needed any more once the target is met without them.
-        let copying = row.replicas.iter().filter(|replica| replica.state == ReplicaState::Copying);
+        // Copies under way are not needed any more once the target is met without them, but for one into a second rack.
+        let copying = row.replicas.iter().filter(|replica| {
+            let spreads = sole_rack.is_some()
+                && self.rack(replica.datanode).is_some_and(|rack| Some(rack) != sole_rack);
+            replica.state == ReplicaState::Copying && !spreads
+        });
         let is_maintained = row.valid().any(|replica| is_waited_for(replica.datanode));
         if !is_maintained {
             dropped.extend(copying.map(ReplicaRow::life));
@@ -477,11 +504,19 @@ impl<R: Rows> Scene<'_, R> {
         let Some(source) = source else { return Ok(None) };
         let report = self.fleet.report(source.datanode, id, source.generation);
         let bytes = report.map_or(0, |report| report.written_bytes);
-        let targets = self.targets(row, bytes);
+        let racks: BTreeSet<String> =
+            row.valid().filter_map(|replica| self.rack(replica.datanode)).map(str::to_owned).collect();
+        let mut targets = self.targets(row, bytes);
+        // A further rack first, then an idle node.
+        let is_new_rack = |target: &Candidate| !target.rack.is_empty() && !racks.contains(&target.rack);
+        if targets.iter().any(is_new_rack) {
+            targets.retain(is_new_rack);
+        } else if self.healthy_in_service(id, row).len() >= replicas_wanted(row.replication) {
+            // It has enough: a further copy was to be for the sake of another rack.
+            return Ok(None);
+        }
         let least = targets.iter().map(|target| load(target.id)).min().unwrap_or(0);
         let targets: Vec<Candidate> = targets.into_iter().filter(|target| load(target.id) == least).collect();
-        let racks =
-            row.valid().filter_map(|replica| self.rack(replica.datanode)).map(str::to_owned).collect();
         let chosen = choose(1, targets, racks, seed);
         Ok(chosen.first().map(|target| (source.life(), *target)))
     }
@@ -532,6 +567,7 @@ pub(crate) struct Findings {
     pub(crate) under_replicated: u64,
     pub(crate) over_replicated: u64,
     pub(crate) unhealthy: u64,
+    pub(crate) mis_placed: u64,
     pub(crate) deleting: u64,
     /// By node: containers with a replica there, and how many of them need it.
     pub(crate) by_node: BTreeMap<DatanodeId, (u64, u64)>,
@@ -547,7 +583,8 @@ impl Findings {
                 ContainerHealth::UnderReplicated => self.under_replicated += 1,
                 ContainerHealth::OverReplicated => self.over_replicated += 1,
                 ContainerHealth::Unhealthy => self.unhealthy += 1,
-                ContainerHealth::Healthy | ContainerHealth::MisPlaced => {}
+                ContainerHealth::MisPlaced => self.mis_placed += 1,
+                ContainerHealth::Healthy => {}
             }
         }
         for replica in &row.replicas {

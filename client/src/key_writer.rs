@@ -61,6 +61,10 @@ const FAILED_MEMORY: Duration = Duration::from_secs(10);
 /// needs a moment to open one that is whole. Over all blocks tried two and a half seconds.
 const LOST_PAUSE: Duration = Duration::from_millis(40);
 
+/// The longest of these pauses.
+const LAST_PAUSE: Duration =
+    Duration::from_millis(LOST_PAUSE.as_millis() as u64 * (1 << (BLOCKS_TRIED_MAX - 2)));
+
 /// Memory that a body of this length takes here while it is written.
 pub const fn body_memory(length: Option<u64>) -> usize {
     match length {
@@ -228,12 +232,17 @@ impl KeyWriter {
                     open.check_held(&failure)?;
                     tokio::time::sleep(pause).await;
                     pause *= 2;
-                    (self.elsewhere(&open.lent, written).await.ok_or_else(|| gave_up(&failure))?, "failed")
+                    match self.elsewhere(&open.lent, written).await {
+                        Some(lent) => (lent, "failed"),
+                        // SCM may yet open one.
+                        None if turn + 1 < BLOCKS_TRIED_MAX => continue,
+                        None => return Err(gave_up(&failure)),
+                    }
                 }
             };
             open = self.again(open, lent, why, written)?;
         }
-        Err(Failure::new(Status::Retry, "datanodes took none of the blocks that were tried; try again"))
+        Err(took_none())
     }
 
     /// A block without the datanodes that failed this one, if all bytes are here and there can be one. Tried once.
@@ -262,6 +271,7 @@ impl KeyWriter {
 
     /// Ends a block: adds it to `written` once it may be committed.
     async fn close(&self, mut open: OpenBlock, written: &mut WrittenBlocks) -> Result<(), Failure> {
+        let mut pause = LOST_PAUSE;
         for _ in 0..BLOCKS_TRIED_MAX {
             open = self.advance(open, true, written).await?;
             let failed = open.write.failed();
@@ -286,10 +296,16 @@ impl KeyWriter {
                 Err(failure) => failure,
             };
             open.check_held(&failure)?;
-            let lent = self.elsewhere(&open.lent, written).await.ok_or_else(|| gave_up(&failure))?;
-            open = self.again(open, lent, "failed", written)?;
+            let mut lent = self.elsewhere(&open.lent, written).await;
+            while lent.is_none() && pause <= LAST_PAUSE {
+                // The container is closing: SCM opens another in a moment.
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+                lent = self.elsewhere(&open.lent, written).await;
+            }
+            open = self.again(open, lent.ok_or_else(|| gave_up(&failure))?, "failed", written)?;
         }
-        Err(Failure::new(Status::Retry, "datanodes took none of the blocks that were tried; try again"))
+        Err(took_none())
     }
 }
 
@@ -478,6 +494,10 @@ impl OpenBlock {
         let digest = BlockDigest::new(self.lent.block, self.length, &self.crcs);
         self.write.close(self.length, digest).await
     }
+}
+
+fn took_none() -> Failure {
+    Failure::new(Status::Retry, "datanodes took none of the blocks that were tried; try again")
 }
 
 /// What a client is told when the bytes are no longer here to be written elsewhere, or there is no elsewhere.

@@ -100,7 +100,7 @@ pub(crate) fn choose_lease(
     wanted: &Wanted<'_>,
     choice: u64,
 ) -> Option<LeaseId> {
-    let good: Vec<LeaseId> = leases
+    let mut good: Vec<(usize, LeaseId)> = leases
         .iter()
         .filter(|(_, row)| {
             row.left() > 0
@@ -108,9 +108,12 @@ pub(crate) fn choose_lease(
                 && !wanted.avoid.contains(&row.container)
                 && row.pipeline.members.iter().all(|member| !wanted.avoid_datanodes.contains(&member.id))
         })
-        .map(|(id, _)| *id)
+        .map(|(id, row)| (row.pipeline.members.len(), *id))
         .collect();
-    (!good.is_empty()).then(|| good[(choice % good.len() as u64) as usize])
+    // Those with most members: of a container born with fewer, one more failure is one too many.
+    let most = good.iter().map(|(members, _)| *members).max()?;
+    good.retain(|(members, _)| *members == most);
+    Some(good[(choice % good.len() as u64) as usize].1)
 }
 
 /// All leases in state.

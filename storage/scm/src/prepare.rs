@@ -22,8 +22,8 @@ use crate::config::ScmConfig;
 use crate::fleet::{Fleet, Liveness, Node};
 use crate::placement::{Candidate, place, replicas_wanted};
 use crate::schema::{
-    CONTAINER, ContainerRow, DATANODE, DatanodeRow, LEASE, LeaseRow, OperationalState, active_containers,
-    container, corrupt, load, parse_datanode, parse_number, scan,
+    CONTAINER, ContainerRow, DATANODE, DatanodeRow, LEASE, LeaseRow, META, OperationalState, ReplicaRow,
+    active_containers, container, corrupt, load, meta, parse_datanode, parse_number, scan,
 };
 use crate::state::replicas_min;
 
@@ -35,9 +35,17 @@ const COMMAND_DELETIONS_MAX: usize = 64;
 const RETURNS_MAX: usize = 128;
 /// Commands that one look at the reports proposes at most; the rest follows at the next.
 const ATTENTION_MAX: usize = 64;
-/// A container with fewer members than it could have gives way to a wider one after this long: not sooner, lest one
-/// writer that cannot reach a node has containers opened and closed all the time.
-const NARROW_MS: u64 = 60_000;
+/// A container with fewer members than it could have gives way to a wider one after this long: until then one more failure
+/// among its members costs the long bodies that are on their way into it. Less than nodes usually take to fail one after
+/// the other, more than a restart.
+const NARROW_MS: u64 = 6_000;
+/// After this long if many containers were opened lately: one writer that cannot reach a node that all others reach must
+/// not have containers opened and closed all the time.
+const NARROW_BUSY_MS: u64 = 60_000;
+/// More than so many containers opened within `BUSY_MS` are many.
+const BUSY_CONTAINERS: u64 = 16;
+/// See `BUSY_CONTAINERS`.
+const BUSY_MS: u64 = 10 * 60_000;
 
 /// The leader's view of the world at one moment.
 pub(crate) struct Scene<'a, R: Rows> {
@@ -155,6 +163,17 @@ impl<R: Rows> Scene<'_, R> {
         Command::CloseContainers(command::CloseContainers { containers, now_ms: self.now_ms })
     }
 
+    /// Whether a member of an open container is silent or has failed a writer, while others could hold a new one. Its leases
+    /// end, lest every gateway finds out for itself; it stays open, so that bodies on their way may yet be degraded, and
+    /// is granted again when the member is back.
+    fn is_let_down(&self, row: &ContainerRow) -> bool {
+        let lets_down = |replica: &ReplicaRow| {
+            self.fleet.node(replica.datanode).is_some()
+                && !self.fleet.is_writable(self.config, replica.datanode, self.now_ns)
+        };
+        row.valid().any(lets_down) && self.candidates().len() >= replicas_min(row.replication)
+    }
+
     /// Of `held`, the leases to end; and the leases that OM names neither as held nor as ended.
     pub(crate) fn compare_leases(
         &self,
@@ -168,7 +187,7 @@ impl<R: Rows> Scene<'_, R> {
                 Some(lease) => container(self.rows, lease.container)?,
                 None => None,
             };
-            if row.is_none_or(|row| row.state != ContainerState::Open) {
+            if row.is_none_or(|row| row.state != ContainerState::Open || self.is_let_down(&row)) {
                 end.push(*id);
             }
         }
@@ -242,7 +261,8 @@ impl<R: Rows> Scene<'_, R> {
         let wanted = replicas_wanted(row.replication);
         let is_narrow = row.valid().count() < wanted
             && self.now_ms >= row.created_ms.saturating_add(NARROW_MS)
-            && self.roomy(row.replication).is_some_and(|candidates| candidates.len() >= wanted);
+            && self.roomy(row.replication).is_some_and(|candidates| candidates.len() >= wanted)
+            && (self.now_ms >= row.created_ms.saturating_add(NARROW_BUSY_MS) || !self.is_busy());
         is_narrow
             || self.is_cramped(row)
             || !row.can_grant(LEASE_IDS)
@@ -260,6 +280,16 @@ impl<R: Rows> Scene<'_, R> {
                         report.is_sealed || report.is_unhealthy || report.written_bytes >= full_at
                     })
             })
+    }
+
+    /// Whether many containers were opened lately. What cannot be read says so elsewhere.
+    fn is_busy(&self) -> bool {
+        let last = load::<u64>(self.rows, META, meta::LAST_CONTAINER).ok().flatten().unwrap_or(0);
+        let Some(earlier) = last.checked_sub(BUSY_CONTAINERS).filter(|earlier| *earlier > 0) else {
+            return false;
+        };
+        let row = container(self.rows, ContainerId(earlier)).ok().flatten();
+        row.is_some_and(|row| self.now_ms < row.created_ms.saturating_add(BUSY_MS))
     }
 
     fn fullest(&self, open: &[(ContainerId, ContainerRow)]) -> Option<ContainerId> {

@@ -278,6 +278,93 @@ async fn failed_disks_and_unhealthy_or_sealed_replicas_take_no_writes() {
     cluster.scm.shutdown().await;
 }
 
+/// Numbers of a lease's members.
+fn members_of(lease: &Lease) -> Vec<u128> {
+    lease.pipeline.members.iter().map(|member| member.id.0.as_u128()).collect()
+}
+
+#[tokio::test]
+async fn faults_one_after_the_other_leave_a_place_to_write_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::open(dir.path()).await;
+    for number in 1..=3 {
+        cluster.register(number, 1).await;
+    }
+    let ends = async |held: &[&Lease]| {
+        let held = held.iter().map(|lease| lease.id).collect();
+        call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end
+    };
+    let around = async |request, without: u128| {
+        let avoid_datanodes = vec![DatanodeId(Uuid::from_u128(without))];
+        let (replication, avoid) = (Replication::Three, Vec::new());
+        call_scm(&*cluster.scm, GrantLease { replication, request, avoid, avoid_datanodes }).await.unwrap()
+    };
+    let wide = cluster.grant(Replication::Three, 1, &[]).await.unwrap();
+    assert_eq!(ends(&[&wide]).await, []);
+
+    // Killed: a writer tells before SCM can know.
+    let without_1 = around(2, 1).await;
+    assert_eq!(members_of(&without_1), [2, 3]);
+    // Silent for five seconds: nobody else need find out, and what is open stays so.
+    for _ in 0..5 {
+        cluster.clock.advance_ms(1000);
+        for number in 2..=3 {
+            cluster.heartbeat(number, 1, vec![replica(wide.container), replica(without_1.container)]).await;
+        }
+    }
+    assert_eq!(ends(&[&wide, &without_1]).await, [wide.id]);
+    assert_eq!(cluster.grant(Replication::Three, 3, &[]).await.unwrap().container, without_1.container);
+
+    // Back, and at once the next one fails: a member of the only container that had been left.
+    cluster.register(1, 2).await;
+    let without_2 = around(4, 2).await;
+    assert_eq!(members_of(&without_2), [1, 3]);
+    // All are back: within seconds what has two members gives way to what has three.
+    for _ in 0..6 {
+        cluster.clock.advance_ms(1000);
+        for number in 1..=3 {
+            cluster
+                .heartbeat(number, if number == 1 { 2 } else { 1 }, vec![replica(without_2.container)])
+                .await;
+        }
+    }
+    cluster.heartbeat(3, 1, vec![replica(without_1.container)]).await;
+    assert_eq!(ends(&[&wide, &without_1, &without_2]).await, [without_1.id, without_2.id]);
+    assert_eq!(cluster.grant(Replication::Three, 5, &[]).await.unwrap().container, wide.container);
+    cluster.scm.shutdown().await;
+}
+
+#[tokio::test]
+async fn narrow_containers_stay_for_a_while_when_many_are_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::open(dir.path()).await;
+    for number in 1..=3 {
+        cluster.register(number, 1).await;
+    }
+    let mut opened = Vec::new();
+    let mut last = None;
+    for request in 1..=20 {
+        let avoid_datanodes = vec![DatanodeId(Uuid::from_u128(1))];
+        let (replication, avoid) = (Replication::Three, opened.clone());
+        let grant = GrantLease { replication, request, avoid, avoid_datanodes };
+        let lease = call_scm(&*cluster.scm, grant).await.unwrap();
+        opened.push(lease.container);
+        last = Some(lease);
+    }
+    let last = last.unwrap();
+    for (second, expected) in [(6, vec![]), (60, vec![last.id])] {
+        cluster.clock.advance_ms(second * 1000);
+        for number in 1..=3 {
+            cluster.heartbeat(number, 1, vec![]).await;
+        }
+        cluster.heartbeat(2, 1, vec![replica(last.container)]).await;
+        let held = vec![last.id];
+        let end = call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end;
+        assert_eq!(end, expected, "after {second} s");
+    }
+    cluster.scm.shutdown().await;
+}
+
 #[tokio::test]
 async fn full_datanodes_take_writes_only_if_nobody_else_can() {
     let dir = tempfile::tempdir().unwrap();
@@ -629,6 +716,52 @@ async fn lost_and_damaged_replicas_are_replaced_at_once() {
         })
         .await;
     fleet.cluster.scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_of_one_rack_is_spread_once_another_rack_can_take_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 3).await;
+    let in_rack =
+        |number, rack: &str| RegisterDatanode { rack: rack.to_owned(), ..registration(CLUSTER, number, 1) };
+    let scm = fleet.cluster.scm.clone();
+    for number in 1..=3 {
+        call_scm(&*scm, in_rack(number, "a")).await.unwrap();
+    }
+    let (container, _) = fleet.closed(1).await;
+    assert_eq!(fleet.details(container).await.health, [ContainerHealth::Healthy], "there is one rack");
+
+    // The second rack's node is full: what there is stays.
+    let mut full = in_rack(4, "b");
+    full.disks[0].available_bytes = 0;
+    call_scm(&*scm, full).await.unwrap();
+    (fleet.count, fleet.silent) = (4, vec![4]);
+    for _ in 0..30 {
+        fleet.beat().await;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    let details = fleet.details(container).await;
+    assert_eq!(details.health, [ContainerHealth::MisPlaced]);
+    assert!(is_whole_on(&details, &[1, 2, 3]));
+    assert_eq!(call_scm(&*scm, GetRepair {}).await.unwrap().mis_placed, 1);
+
+    fleet.silent.clear();
+    call_scm(&*scm, in_rack(4, "b")).await.unwrap();
+    fleet
+        .until(container, |details| {
+            let on = valid_on(details);
+            assert!(on.len() >= 3, "never fewer than the target: {details:?}");
+            on.contains(&4) && on.len() == 3 && details.replicas.len() == 3
+        })
+        .await;
+    assert_eq!(fleet.details(container).await.health, [ContainerHealth::Healthy]);
+    // Now it stays as it is.
+    for _ in 0..30 {
+        fleet.beat().await;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        assert_eq!(fleet.details(container).await.replicas.len(), 3);
+    }
+    scm.shutdown().await;
 }
 
 #[tokio::test(start_paused = true)]

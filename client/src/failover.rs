@@ -163,7 +163,9 @@ pub fn repeats_safely(request: &OmRequest) -> bool {
         | Q::WhereKey(_)
         | Q::ListContainerKeys(_)
         | Q::ListVolumes(_)
-        | Q::ListNamespaceBuckets(_) => true,
+        | Q::ListNamespaceBuckets(_)
+        | Q::RenewTokens(_)
+        | Q::CheckQuota(_) => true,
         Q::TakeLoan(_)
         | Q::ReleaseBlocks(_)
         | Q::CreateBucket(_)

@@ -14,6 +14,9 @@
 //! Memory: a datanode in this process reads ahead, so a stream that is not being taken holds [`READ_AHEAD_BYTES`]; the
 //! caller takes them out of its budget.
 //!
+//! A token that ends soon is renewed by OM before a block is opened, with those of the blocks that follow: a download may
+//! take longer than a token lives. One that a datanode refuses all the same is renewed once.
+//!
 //! Invariant: the items join to exactly the asked range, or the last item is an error.
 //!
 //! Not here: which version and whether it may be read (gateway), checks of the bytes (datanode and its stub).
@@ -28,10 +31,11 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::time::{Instant, sleep_until};
 use wire::block::{BlockEntry, BlockToken, ContainerLocation, ReplicaLocation};
+use wire::clock;
 use wire::datanode::ReadBlock;
 use wire::ids::{ContainerId, DatanodeId, WriteId};
-use wire::limits::CHUNK_BYTES;
-use wire::om::{BucketRef, GetLayout, LayoutPage, RefreshLocations};
+use wire::limits::{CHUNK_BYTES, CLOCK_SKEW_MS};
+use wire::om::{BucketRef, GetLayout, LAYOUT_PAGE_ENTRIES_MAX, LayoutPage, RefreshLocations, RenewTokens};
 use wire::status::{Failure, Status};
 
 use crate::block_write::{LAST_PATIENCE, STANDSTILL};
@@ -48,6 +52,9 @@ const REPLICA_PATIENCE: Duration = Duration::from_secs(1);
 /// A datanode that failed a read is asked after the others for this long, or until it serves one: long enough that a
 /// stopped node costs few readers their second, short enough that a restarted one is soon used.
 const FAILED_MEMORY: Duration = Duration::from_secs(10);
+
+/// A token that ends within this is renewed before it is shown: clocks differ, and a replica may take its time.
+const TOKEN_LEFT_MS: u64 = 2 * CLOCK_SKEW_MS;
 
 /// Bytes of a key, in order.
 pub type KeyStream = Pin<Box<dyn Stream<Item = Result<Bytes, Failure>> + Send>>;
@@ -122,6 +129,8 @@ struct Slice {
     replicas: VecDeque<ReplicaLocation>,
     /// OM was asked where the container is now.
     is_refreshed: bool,
+    /// A datanode refused the token, and OM was asked for another.
+    is_renewed: bool,
     /// What most gives hope of the failures so far.
     failure: Option<Failure>,
 }
@@ -223,11 +232,19 @@ impl Reading {
         loop {
             while let Some(replica) = slice.replicas.pop_front() {
                 let datanode = replica.datanode.id;
+                if ends_soon(&slice.token) {
+                    self.renew_tokens(&mut slice).await;
+                }
                 let patience = slice.patience();
-                match patient(self.open_at(&slice, replica), patience).await {
+                match patient(self.open_at(&slice, replica.clone()), patience).await {
                     Some(Ok(body)) => {
                         let offset = slice.entry.offset + (self.position - slice.start);
                         return Ok(OpenSlice { slice, datanode, body, skip: offset % CHUNK_BYTES as u64 });
+                    }
+                    Some(Err(failure)) if failure.status == Status::Denied && !slice.is_renewed => {
+                        slice.is_renewed = true;
+                        self.renew_tokens(&mut slice).await;
+                        slice.replicas.push_front(replica);
                     }
                     Some(Err(failure)) => self.failed(&mut slice, datanode, failure),
                     None => self.failed(&mut slice, datanode, silent(datanode)),
@@ -258,6 +275,24 @@ impl Reading {
         };
         let datanode = self.reader.datanodes.get(&replica.datanode);
         async move { datanode?.read_block(request).await }
+    }
+
+    /// Has OM renew the token of a block, and those of the blocks after it that end soon. If it cannot, the old one may still
+    /// do: the datanode decides.
+    async fn renew_tokens(&mut self, slice: &mut Slice) {
+        let is_due = |next: &&mut Slice| ends_soon(&next.token);
+        let mut due: Vec<&mut Slice> =
+            self.slices.iter_mut().filter(is_due).take(LAYOUT_PAGE_ENTRIES_MAX - 1).collect();
+        due.insert(0, slice);
+        let blocks = due.iter().map(|slice| (slice.entry.block, slice.entry.block_length)).collect();
+        match self.reader.session.call(RenewTokens { blocks }).await {
+            Ok(tokens) => due.into_iter().zip(tokens).for_each(|(slice, token)| slice.token = token),
+            Err(error) => {
+                let failure = failure_of(error);
+                tracing::info!(block = %due[0].entry.block, %failure, "read tokens could not be renewed");
+                due[0].note(failure);
+            }
+        }
     }
 
     /// Asks where the container is now.
@@ -306,6 +341,7 @@ impl Reading {
                 token,
                 replicas,
                 is_refreshed: false,
+                is_renewed: false,
                 failure: None,
             });
         }
@@ -315,6 +351,10 @@ impl Reading {
 fn replicas_of(container: ContainerId, locations: &[ContainerLocation]) -> Vec<ReplicaLocation> {
     let location = locations.iter().find(|location| location.container == container);
     location.map(|location| location.replicas.clone()).unwrap_or_default()
+}
+
+fn ends_soon(token: &BlockToken) -> bool {
+    clock::now_ms().saturating_add(TOKEN_LEFT_MS) > token.claim.expires_ms
 }
 
 fn silent(datanode: DatanodeId) -> Failure {

@@ -5,13 +5,12 @@ mod cluster;
 use std::time::Duration;
 
 use client::key_reader::KeyReader;
-use cluster::{Cluster, Mode, location_of, pattern, token_of};
+use cluster::{Cluster, Mode, bucket, on_paused_clock, page_of, pattern};
 use futures_util::StreamExt;
 use proptest::prelude::*;
-use wire::block::{BlockClaim, BlockEntry, BlockOperation, Replication};
+use wire::block::{BlockEntry, Replication};
 use wire::ids::*;
 use wire::limits::CHUNK_BYTES;
-use wire::om::{BucketRef, LayoutPage};
 use wire::status::{Failure, Status};
 
 const LENGTH: usize = (2 << 20) + 1234;
@@ -45,45 +44,12 @@ impl Rig {
         to: usize,
         known: Option<Vec<DatanodeId>>,
     ) -> (Result<Vec<u8>, Failure>, Duration) {
-        let claim = |entry: &BlockEntry| BlockClaim {
-            operation: BlockOperation::Read,
-            container: entry.block.container,
-            generation: Generation(1),
-            replication: Replication::Three,
-            first: entry.block.local,
-            count: 1,
-            session: SessionId(1),
-            length_max: entry.block_length,
-            expires_ms: u64::MAX,
-        };
         let known =
             known.unwrap_or_else(|| self.holders.iter().map(|at| self.cluster.nodes[*at].id).collect());
-        let page = LayoutPage {
-            start: 0,
-            entries: self.entries.clone(),
-            tokens: self.entries.iter().map(|entry| token_of(claim(entry))).collect(),
-            locations: self
-                .entries
-                .iter()
-                .map(|entry| location_of(entry.block.container, known.clone()))
-                .collect(),
-        };
-        let bucket = BucketRef {
-            name: wire::names::BucketName::new("bucket").expect("a legal name"),
-            id: BucketId(1),
-            config_version: 1,
-            access_version: 1,
-        };
         let started = tokio::time::Instant::now();
-        let mut body = self.reader.read(bucket, WriteId::default(), page, from as u64..to as u64);
-        let mut data = Vec::new();
-        while let Some(item) = body.next().await {
-            match item {
-                Ok(bytes) => data.extend_from_slice(&bytes),
-                Err(failure) => return (Err(failure), started.elapsed()),
-            }
-        }
-        (Ok(data), started.elapsed())
+        let page = page_of(&self.entries, &known, u64::MAX);
+        let outcome = self.cluster.read(&self.reader, page, from..to).await;
+        (outcome, started.elapsed())
     }
 
     async fn reads_all(&self) -> Duration {
@@ -180,6 +146,85 @@ async fn stream_stays_with_the_replica_that_serves_it() {
     assert_eq!(reads.iter().filter(|count| **count > 0).count(), 1, "{reads:?}");
 }
 
+/// The wall clock goes with tokio's, which jumps.
+struct FakeWorld {
+    started: tokio::time::Instant,
+    drawn: std::cell::Cell<u8>,
+}
+
+impl wire::world::World for FakeWorld {
+    fn now_ms(&self) -> u64 {
+        STARTED_MS + self.started.elapsed().as_millis() as u64
+    }
+
+    fn steady_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+
+    fn fill(&self, bytes: &mut [u8]) {
+        self.drawn.set(self.drawn.get().wrapping_add(1));
+        bytes.fill(self.drawn.get());
+    }
+
+    fn step(&self, _name: &'static str) {}
+}
+
+const STARTED_MS: u64 = 1_767_322_645_678;
+const TOKEN_LIFE: Duration = Duration::from_millis(wire::limits::BLOCK_TOKEN_LIFE_MS);
+
+/// A body of three blocks, read with tokens that live as long as OM's: the first bytes at once, the rest after a while.
+async fn read_after(pause: Duration, lives_no_more: bool) -> (Result<(), Failure>, Vec<usize>) {
+    let started = tokio::time::Instant::now();
+    wire::world::install(Some(std::rc::Rc::new(FakeWorld { started, drawn: std::cell::Cell::new(0) })));
+    let cluster = Cluster::of(3).await;
+    cluster.om.state.lock().lives_no_more = lives_no_more;
+    let data = pattern(3 * cluster::BLOCK_MAX as usize - 5);
+    let entries = cluster.put(Replication::Three, &data, true).await.0.unwrap();
+    assert_eq!(entries.len(), 3);
+    let reader = KeyReader::new(cluster.session.clone(), cluster.datanodes.clone());
+    let expires_ms = STARTED_MS + TOKEN_LIFE.as_millis() as u64;
+    let page = page_of(&entries, &cluster.ids(), expires_ms);
+    let mut body = reader.read(bucket(), WriteId::default(), page, 0..data.len() as u64);
+    let mut read = body.next().await.unwrap().unwrap().to_vec();
+    tokio::time::sleep(pause).await;
+    let mut outcome = Ok(());
+    while let Some(item) = body.next().await {
+        match item {
+            Ok(bytes) => read.extend_from_slice(&bytes),
+            Err(failure) => outcome = Err(failure),
+        }
+    }
+    assert!(read == data[..read.len()] && (read.len() == data.len()) == outcome.is_ok());
+    let renewals = cluster.om.state.lock().renewals.clone();
+    wire::world::install(None);
+    (outcome, renewals)
+}
+
+#[tokio::test(start_paused = true)]
+async fn download_that_outlives_its_tokens_gets_new_ones() {
+    assert_eq!(read_after(Duration::from_secs(1), false).await, (Ok(()), Vec::new()));
+    // Both blocks that follow, in one call; a moment before they end as well.
+    for pause in [TOKEN_LIFE * 2, TOKEN_LIFE - Duration::from_secs(10)] {
+        assert_eq!(read_after(pause, false).await, (Ok(()), vec![2]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocks_that_live_no_more_end_the_download() {
+    let (outcome, renewals) = read_after(TOKEN_LIFE * 2, true).await;
+    assert_eq!(outcome.unwrap_err().status, Status::Denied);
+    assert!(!renewals.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn datanode_that_takes_no_token_is_left_after_one_new_one() {
+    let rig = rig().await;
+    rig.holder(0).set(Mode::Refuses(Status::Denied));
+    rig.holder(1).set(Mode::Refuses(Status::Denied));
+    rig.reads_all().await;
+    assert_eq!(rig.cluster.om.state.lock().renewals, [1]);
+}
+
 fn mode() -> impl Strategy<Value = Mode> {
     prop_oneof![
         Just(Mode::Well),
@@ -202,12 +247,7 @@ proptest! {
         from in 0..LENGTH,
         length in 1..LENGTH,
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
+        on_paused_clock(async {
             let rig = rig().await;
             modes.iter().enumerate().for_each(|(at, mode)| rig.holder(at).set(*mode));
             let to = (from + length).min(LENGTH);

@@ -8,7 +8,7 @@ mod cluster;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::{Cluster, Mode, pattern};
+use cluster::{Cluster, Mode, on_paused_clock, pattern};
 use futures_util::future::join_all;
 use proptest::prelude::*;
 use wire::block::Replication::{One, Three};
@@ -101,7 +101,7 @@ async fn body_that_is_here_goes_round_the_failed_node() {
 
 #[tokio::test(start_paused = true)]
 async fn refusal_is_no_failure() {
-    for status in [Status::Refused, Status::Denied, Status::DiskFull] {
+    for status in [Status::Refused, Status::Denied, Status::DiskFull, Status::NotReady] {
         for (length, is_known) in bodies() {
             let cluster = Cluster::of(3).await;
             let data = pattern(length);
@@ -118,6 +118,52 @@ async fn refusal_is_no_failure() {
             let failure = outcome.unwrap_err();
             assert!(matches!(failure.status, Status::Retry | Status::DiskFull), "{failure}");
             assert_eq!(cluster.degrades(), 0);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn datanode_that_has_just_started_is_waited_for_and_never_left_out() {
+    for (length, is_known) in bodies() {
+        let cluster = Cluster::of(3).await;
+        let data = pattern(length);
+        let (first, _) = cluster.put(Three, &pattern(SMALL), true).await;
+        let container = first.unwrap()[0].block.container;
+        let node = cluster.nodes[1].clone();
+        node.set(Mode::Refuses(Status::NotReady));
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            node.set(Mode::Well);
+        });
+        let (outcome, took) = cluster.put(Three, &data, is_known).await;
+        let entries = outcome.unwrap_or_else(|failure| panic!("{length}: {failure}"));
+        assert!(took < SECONDS(3), "{length}: {took:?}");
+        assert!(entries.iter().all(|entry| entry.block.container == container), "it need not be left");
+        assert_eq!(cluster.degrades(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pipeline_of_two_that_loses_one_is_left_even_if_another_takes_a_while() {
+    for mode in [Mode::Dead, Mode::Hangs, Mode::DiesAfter(0)] {
+        for (length, is_known) in [(SMALL, true), (SMALL, false), (BUFFERED, true), (BUFFERED, false)] {
+            let cluster = Cluster::of(4).await;
+            // Two nodes are away when the container is opened: it has two members.
+            let away = [cluster.nodes[2].id, cluster.nodes[3].id];
+            cluster.om.state.lock().out.extend(away);
+            let (first, _) = cluster.put(Three, &pattern(SMALL), true).await;
+            let container = first.unwrap()[0].block.container;
+            assert_eq!(cluster.om.state.lock().containers[&container].members.len(), 2);
+            // One of them fails; OM hears of the others only a second later.
+            cluster.nodes[0].set(mode);
+            let om = cluster.om.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(SECONDS(1)).await;
+                om.state.lock().out.clear();
+            });
+            let (outcome, took) = cluster.put(Three, &pattern(length), is_known).await;
+            outcome.unwrap_or_else(|failure| panic!("{mode:?} {length}: {failure}"));
+            assert!(took < SECONDS(3), "{mode:?} {length}: {took:?}");
         }
     }
 }
@@ -367,12 +413,7 @@ proptest! {
     /// Whatever the nodes do: what was committed is whole on every replica that counts, also at the end.
     #[test]
     fn committed_blocks_are_on_every_valid_replica(count in 3..6usize, turns in turns(), puts in puts()) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
+        on_paused_clock(async {
             let cluster = Cluster::of(count).await;
             let faults = async {
                 let mut turns = turns.clone();
@@ -409,12 +450,7 @@ proptest! {
         bad in mode().prop_filter("a failure", |mode| !matches!(mode, Mode::Refuses(Status::Refused) | Mode::Slow(_))),
         puts in puts(),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
+        on_paused_clock(async {
             let cluster = Cluster::of(3).await;
             let fault = async {
                 tokio::time::sleep(Duration::from_millis(at_ms)).await;

@@ -382,10 +382,16 @@ async fn served_with(
 ) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
     let (gateway, _) = gateway_with(config).await;
     assert_eq!(verdict(&gateway, "PUT", "/bucket").await, "200");
+    serve(&gateway).await
+}
+
+async fn serve(
+    gateway: &Arc<Gateway>,
+) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let serving = gateway.serve(listener, None, shutdown.clone());
+    let serving = gateway.clone().serve(listener, None, shutdown.clone());
     (address, shutdown, tokio::spawn(async move { serving.await.unwrap() }))
 }
 
@@ -504,6 +510,26 @@ async fn refused_expectation_gets_no_100_and_a_close() {
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
     assert!(answer.to_lowercase().contains(&format!("{CONNECTION}: close")), "{answer}");
     assert_eq!(read_until(&mut stream, "never").await, "");
+    shutdown.cancel();
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn body_that_would_pass_a_quota_is_refused_before_it_is_read() {
+    let (gateway, om) = with_bucket().await;
+    om.fill_quotas();
+    let (address, shutdown, served) = serve(&gateway).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let body = vec![b'x'; 2_000_000];
+    let request = Call::new("PUT", "/bucket/key").header("expect", "100-continue").body(&body).wire();
+    stream.write_all(&request[..request.len() - body.len()]).await.unwrap();
+    let answer = read_until(&mut stream, "</Error>").await;
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("QuotaExceeded"), "{answer}");
+    let calls = om.take_calls();
+    assert!(calls.contains(&"CheckQuota") && !calls.contains(&"TakeLoan"), "{calls:?}");
+    // Of a short one the commit decides.
+    put("/bucket/key", b"bytes").send(&gateway).await;
+    assert!(!om.take_calls().contains(&"CheckQuota"));
     shutdown.cancel();
     served.await.unwrap();
 }

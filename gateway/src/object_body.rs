@@ -15,7 +15,7 @@
 //!
 //! Not here: naming the blocks (PutObject, UploadPart), chunk CRCs (client).
 
-use auth::Payload;
+use auth::{Action, Payload};
 use bytes::{Bytes, BytesMut};
 use client::key_reader::{KeyStream, READ_AHEAD_BYTES};
 use client::key_writer::{WrittenBlocks, body_memory};
@@ -25,13 +25,19 @@ use tokio::task::JoinHandle;
 use wire::block::Replication;
 use wire::checksum::{Checksum, ChecksumAlgorithm};
 use wire::limits::PUT_BYTES_MAX;
+use wire::names::KeyName;
+use wire::om::CheckQuota;
 
+use crate::access::Bucket;
 use crate::checksum::{Claims, check_checksum};
 use crate::digest::{DigestPlan, DigestValues, Digests};
 use crate::error::S3Error;
 use crate::request::RequestContext;
 use crate::request_body::{RequestBody, Source, signed_hash};
 
+/// A body at least this long is asked about before it is read. Of a shorter one the commit's refusal comes in the time the
+/// question would take, and a question for each would be dear: every PUT of a small object waits for one more round trip.
+const QUOTA_ASKED_BYTES: u64 = 1 << 20;
 /// Bodies up to this size are digested and written in one step: MD5 of it takes 0.1 ms.
 const SMALL_BODY_BYTES: u64 = 64 << 10;
 /// Bytes digested at once on a blocking thread: enough that handing over costs little.
@@ -73,17 +79,36 @@ fn body_limit(context: &RequestContext) -> u64 {
     if context.caller.payload().is_chunked() { PUT_BYTES_MAX + PUT_BYTES_MAX / 16 } else { PUT_BYTES_MAX }
 }
 
-/// Takes the body in. `wanted` is an algorithm that an upload asks for although the request claims none.
+/// Refuses a body that would pass a quota now, before any of it is read: a client that waits for `100 Continue` need not
+/// send it. The commit decides again.
+async fn check_quota(
+    context: &RequestContext,
+    replaced: Option<&KeyName>,
+    bytes: u64,
+) -> Result<(), S3Error> {
+    let session = &context.gateway.session;
+    let ask = |bucket: Bucket| async move {
+        session.call(CheckQuota { bucket: bucket.reference, key: replaced.cloned(), bytes }).await
+    };
+    context.with_bucket(Action::PutObject, ask).await
+}
+
+/// Takes the body in. `wanted` is an algorithm that an upload asks for although the request claims none. `replaced` is the
+/// key it is to be; None for a part.
 pub(crate) async fn store(
     context: &RequestContext,
     source: Source,
     claims: &Claims,
     wanted: Option<ChecksumAlgorithm>,
     replication: Replication,
+    replaced: Option<&KeyName>,
 ) -> Result<StoredBody, S3Error> {
     let mut body = RequestBody::open(context, source)?;
     if let Some(length) = body.length().filter(|length| *length > PUT_BYTES_MAX) {
         return Err(S3Error::entity_too_large(length, PUT_BYTES_MAX));
+    }
+    if let Some(length) = body.length().filter(|length| *length >= QUOTA_ASKED_BYTES) {
+        check_quota(context, replaced, length).await?;
     }
     let payload = context.caller.payload();
     let plan = DigestPlan {

@@ -45,7 +45,7 @@ pub(crate) async fn put_object(context: &Arc<RequestContext>, source: Source) ->
     let bucket = check_before_body(context, condition).await?;
     let replication = headers::replication_of(storage_class, &bucket.info);
 
-    let body = object_body::store(context, source, &claims, None, replication).await?;
+    let body = object_body::store(context, source, &claims, None, replication, Some(context.key()?)).await?;
 
     let etag = Etag::whole(body.md5);
     let owner = context.owner()?.id;

@@ -51,6 +51,8 @@ struct State {
     /// Answered to every call, if set.
     failure: Option<Status>,
     lends_nothing: bool,
+    /// Every bucket is as full as it may be.
+    is_quota_full: bool,
 }
 
 impl FakeOm {
@@ -91,6 +93,11 @@ impl FakeOm {
     /// Asked for loans, it says that none can be had now, as OM does without datanodes.
     pub(crate) fn lends_nothing(&self) {
         self.state.lock().lends_nothing = true;
+    }
+
+    /// Every bucket is as full as it may be.
+    pub(crate) fn fill_quotas(&self) {
+        self.state.lock().is_quota_full = true;
     }
 
     /// Every call fails so from now on.
@@ -178,6 +185,14 @@ impl State {
         match request {
             OmRequest::TakeLoan(_) if self.lends_nothing => {
                 Err(Failure::new(Status::Retry, "a lease of block ids is awaited").into())
+            }
+            OmRequest::CheckQuota(request) => {
+                self.check(&request.bucket)?;
+                let (of, unit, limit) = ("bucket bucket".to_owned(), QuotaUnit::Bytes, 10);
+                if self.is_quota_full {
+                    return Err(Rejection::QuotaExceeded { of, unit, limit, wanted: request.bytes }.into());
+                }
+                Ok(OmReply::CheckQuota(()))
             }
             OmRequest::CommitKey(request) => {
                 let bucket = self.check(&request.bucket)?;

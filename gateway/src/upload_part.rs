@@ -36,7 +36,7 @@ pub(crate) async fn upload_part(context: &Arc<RequestContext>, source: Source) -
     let asked = upload.checksum.map(|(algorithm, _)| algorithm);
     check_algorithm(&claims, asked)?;
 
-    let body = object_body::store(context, source, &claims, asked, upload.replication).await?;
+    let body = object_body::store(context, source, &claims, asked, upload.replication, None).await?;
     let etag = Etag::whole(body.md5);
     let (checksums, algorithm) = commit_part(context.clone(), upload_id, part, body).await?;
 

@@ -4,18 +4,19 @@
 
 use client::service::CallError;
 use consensus::ReadView;
-use wire::block::BlockEntry;
+use wire::block::{BlockEntry, BlockToken};
 use wire::ids::BucketId;
 use wire::om::{
-    BucketRef, CommitKey, GetLayout, KeyFound, KeyPage, LAYOUT_PAGE_ENTRIES_MAX, LayoutPage, LookupKey,
-    OmReply, OmRequest, Rejection,
+    BucketRef, CheckQuota, CommitKey, GetLayout, KeyFound, KeyPage, LAYOUT_PAGE_ENTRIES_MAX, LayoutPage,
+    LookupKey, OmReply, OmRequest, Rejection, RenewTokens,
 };
-use wire::status::Failure;
+use wire::status::{Failure, Status};
 
 use crate::command;
 use crate::leases::LeaderMemory;
+use crate::schema::UsageRow;
 use crate::server::{Om, unexpected};
-use crate::state::{Reply, RowsExt, Stop, bucket, condition, key, layout, listing, multipart};
+use crate::state::{Reply, RowsExt, Stop, block, bucket, condition, key, layout, listing, multipart, usage};
 
 /// A listing of more rows than this runs on a blocking thread: about 0.2 ms of work.
 const INLINE_ROWS_MAX: u32 = 100;
@@ -61,6 +62,23 @@ impl Om {
         layout_page(memory, start, entries).await
     }
 
+    async fn renew_tokens(
+        &self,
+        memory: &LeaderMemory,
+        request: &RenewTokens,
+    ) -> Result<Vec<BlockToken>, CallError> {
+        let view = self.view().await?;
+        for (id, length) in &request.blocks {
+            // One that was freed must not be read much longer: it goes to the datanodes after a token's life.
+            if !block::lives(view.as_ref(), *id, *length).map_err(|error| self.store_error(&error))? {
+                return Err(Failure::new(Status::NotFound, format!("block {id} lives no more")).into());
+            }
+        }
+        drop(view);
+        memory.wait_token_keys().await?;
+        Ok(memory.read_tokens(request.blocks.iter().copied())?)
+    }
+
     pub(crate) async fn answer(
         &self,
         memory: &LeaderMemory,
@@ -95,6 +113,7 @@ impl Om {
                 drop(self.view().await?);
                 Ok(OmReply::RefreshLocations(memory.ask_locations(&request.containers).await?))
             }
+            Q::RenewTokens(request) => self.renew_tokens(memory, &request).await.map(OmReply::RenewTokens),
             Q::PutUser(request) => self.put_user(request).await.map(OmReply::PutUser),
             Q::RetainAccessKeys(request) => {
                 self.retain_access_keys(request).await.map(OmReply::RetainAccessKeys)
@@ -137,6 +156,11 @@ impl Om {
             },
             Q::LookupKey(request) => self.lookup_key(memory, request).await.map(OmReply::LookupKey),
             Q::GetLayout(request) => self.get_layout(memory, request).await.map(OmReply::GetLayout),
+            Q::CheckQuota(request) => {
+                let view = self.view().await?;
+                check_quota(&view, &request).map_err(|stop| self.stop_error(stop))?;
+                Ok(OmReply::CheckQuota(()))
+            }
             Q::DeleteKeys(request) => match self.propose_freeing(request).await? {
                 Reply::Deleted(deleted) => Ok(OmReply::DeleteKeys(deleted)),
                 _ => Err(unexpected()),
@@ -218,9 +242,22 @@ async fn layout_page(
     entries: Vec<BlockEntry>,
 ) -> Result<LayoutPage, CallError> {
     memory.wait_token_keys().await?;
-    let tokens = memory.read_tokens(&entries)?;
+    let tokens = memory.read_tokens(entries.iter().map(|entry| (entry.block, entry.block_length)))?;
     let locations = memory.locate(&entries).await?;
     Ok(LayoutPage { start, entries, tokens, locations })
+}
+
+/// As a commit would decide it, by what stands in rows.
+fn check_quota(view: &ReadView, request: &CheckQuota) -> Result<(), Stop> {
+    let bucket = bucket::check(view, view.current()?, &request.bucket)?;
+    let old = match &request.key {
+        Some(name) => key::get(view, bucket.id, name)?,
+        None => None,
+    };
+    let (old_keys, old_bytes) = old.map_or((0, 0), |old| (1, old.head.size as i64));
+    let keys = i64::from(request.key.is_some()) - old_keys;
+    let delta = UsageRow { keys, bytes: request.bytes as i64 - old_bytes };
+    usage::check_bounds(view, &bucket, delta, |row_key| usage::read(view, row_key))
 }
 
 fn check(view: &ReadView, bucket: &BucketRef) -> Result<BucketId, Stop> {

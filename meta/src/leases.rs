@@ -16,7 +16,7 @@ use wire::block::{
     TokenKey,
 };
 use wire::clock::{self, UnixMs};
-use wire::ids::{ContainerId, Generation, LeaseId, SessionId};
+use wire::ids::{BlockId, ContainerId, Generation, LeaseId, SessionId};
 use wire::limits::BLOCK_TOKEN_LIFE_MS;
 use wire::scm::LocateContainers;
 use wire::status::{Failure, Status};
@@ -289,26 +289,29 @@ impl LeaderMemory {
         Ok(BlockToken::sign(claim, &self.signing_key()?))
     }
 
-    /// Leave to read these blocks, one token each.
-    pub(crate) fn read_tokens(&self, entries: &[BlockEntry]) -> Result<Vec<BlockToken>, Failure> {
+    /// Leave to read these blocks, given with their lengths, one token each.
+    pub(crate) fn read_tokens(
+        &self,
+        blocks: impl IntoIterator<Item = (BlockId, u64)>,
+    ) -> Result<Vec<BlockToken>, Failure> {
         let key = self.signing_key()?;
         let expires_ms = clock::now_ms() + BLOCK_TOKEN_LIFE_MS;
-        let token_of = |entry: &BlockEntry| {
+        let token_of = |(block, length): (BlockId, u64)| {
             let claim = BlockClaim {
                 operation: BlockOperation::Read,
-                container: entry.block.container,
+                container: block.container,
                 // A read makes no replica and takes any generation that has the block.
                 generation: Generation(0),
                 replication: Replication::One,
-                first: entry.block.local,
+                first: block.local,
                 count: 1,
                 session: SessionId(0),
-                length_max: entry.block_length,
+                length_max: length,
                 expires_ms,
             };
             BlockToken::sign(claim, &key)
         };
-        Ok(entries.iter().map(token_of).collect())
+        Ok(blocks.into_iter().map(token_of).collect())
     }
 
     /// Where the containers of these blocks are. Those that nobody has are left out.

@@ -42,6 +42,9 @@ pub(crate) fn validate(request: &mut OmRequest) -> Result<(), Rejection> {
         OmRequest::RefreshLocations(refresh) => {
             at_most(refresh.containers.len(), LAYOUT_PAGE_ENTRIES_MAX, "containers to locate")?;
         }
+        OmRequest::RenewTokens(renew) => {
+            at_most(renew.blocks.len(), LAYOUT_PAGE_ENTRIES_MAX, "tokens to renew")?;
+        }
         OmRequest::ReleaseBlocks(release) => {
             at_most(release.blocks.len(), usize::from(LOAN_IDS_MAX), "blocks in one release")?;
         }

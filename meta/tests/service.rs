@@ -14,12 +14,13 @@ use wire::block::{
 };
 use wire::checksum::Etag;
 use wire::ids::{DatanodeId, LocalId};
+use wire::limits::BLOCK_TOKEN_LIFE_MS;
 use wire::names::BucketName;
 use wire::om::{
-    CompleteUpload, CompletedPart, CopyKey, DegradeBlocks, DeleteBucket, DeleteKeys, EndSession, GetBucket,
-    GetLayout, GetSigningKey, ListItem, ListKeys, ListParts, PutUser, RefreshLocations, Rejection,
-    ReleaseBlocks, RenewSession, RetainAccessKeys, Secret, SignV2, StorageClass, TakeLoan, UserId,
-    WriteCondition,
+    CheckQuota, CompleteUpload, CompletedPart, CopyKey, DegradeBlocks, DeleteBucket, DeleteKeys, EndSession,
+    GetBucket, GetLayout, GetSigningKey, ListItem, ListKeys, ListParts, PutUser, RefreshLocations, Rejection,
+    ReleaseBlocks, RenewSession, RenewTokens, RetainAccessKeys, Secret, SignV2, StorageClass, TakeLoan,
+    UserId, WriteCondition,
 };
 use wire::operator::{
     CreateNamespaceBucket, CreateVolume, GetGroup, GetOmOverview, ListContainerKeys, ListNamespaceBuckets,
@@ -442,6 +443,33 @@ async fn locations_are_remembered_until_a_reader_asks_anew() {
 }
 
 #[tokio::test]
+async fn read_tokens_are_renewed_for_blocks_that_live() {
+    let dir = TempDir::new().unwrap();
+    let mut rig = Rig::open(&dir, Arc::default()).await;
+    let bucket = rig.create_bucket("first").await;
+    let loan = rig.loan(4).await;
+    rig.put(&bucket, "k", vec![entry(&loan, 0, 10)]).await;
+    let block = entry(&loan, 0, 10).block;
+    let tokens = rig.call(RenewTokens { blocks: vec![(block, 10)] }).await.unwrap();
+    let [token] = &tokens[..] else { panic!("{tokens:?}") };
+    token.covers(BlockOperation::Read, block, 10).unwrap();
+    assert!(token.claim.expires_ms > wire::clock::now_ms() + BLOCK_TOKEN_LIFE_MS / 2);
+
+    // Another length, a block on loan, and one whose key is gone.
+    let lent = entry(&loan, 1, 10).block;
+    let context = rig.context();
+    let keys = vec![(key("k"), WriteCondition::None)];
+    for blocks in [vec![(block, 11)], vec![(block, 10), (lent, 10)]] {
+        let refused = rig.call(RenewTokens { blocks }).await.unwrap_err();
+        assert!(matches!(refused, CallError::Failed(failure) if failure.status == Status::NotFound));
+    }
+    rig.call(DeleteKeys { context, bucket, keys }).await.unwrap();
+    let refused = rig.call(RenewTokens { blocks: vec![(block, 10)] }).await.unwrap_err();
+    assert!(matches!(refused, CallError::Failed(failure) if failure.status == Status::NotFound));
+    rig.om.shutdown().await;
+}
+
+#[tokio::test]
 async fn an_empty_container_goes_once_nothing_names_it() {
     let dir = TempDir::new().unwrap();
     let scm = Arc::new(FakeScm::default());
@@ -504,6 +532,18 @@ async fn operators_see_namespace_keys_and_containers() {
     let large = rig.commit_request(&bucket, "large", vec![entry(&loan, 2, 50)]);
     let refused = rejected(rig.call(large).await);
     assert!(matches!(refused, Rejection::QuotaExceeded { limit: 100, wanted: 140, .. }), "{refused}");
+
+    // The same answer can be had before the body: of a new key, of one that is replaced, of a part.
+    for (name, bytes, wanted) in [("large", 11, 101), ("k", 101, 101), ("", 20, 110)] {
+        let ask =
+            |bytes| CheckQuota { bucket: bucket.clone(), key: (!name.is_empty()).then(|| key(name)), bytes };
+        let refused = rejected(rig.call(ask(bytes)).await);
+        assert!(
+            matches!(refused, Rejection::QuotaExceeded { wanted: would, .. } if would == wanted),
+            "{refused}"
+        );
+        rig.call(ask(bytes - (wanted - 100))).await.unwrap();
+    }
 
     let place = rig.call(WhereKey { bucket: name("shown"), key: key("k"), from: 70 }).await.unwrap();
     assert_eq!((place.start, place.entries), (60, vec![entry(&loan, 1, 30)]));

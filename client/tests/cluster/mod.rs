@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::http::{DatanodeStub, Transport, Verifier, datanode_router, serve};
+use client::key_reader::KeyReader;
 use client::key_writer::{KeyWriter, WrittenBlocks};
 use client::service::{CallError, ChunkStream, DatanodeService, Datanodes, OmService};
 use client::session::Session;
@@ -23,7 +24,7 @@ use wire::datanode::{BlockReceipt, ReadBlock, WriteBlock};
 use wire::host::HostPort;
 use wire::ids::*;
 use wire::limits::CHUNK_BYTES;
-use wire::om::{Loan, OmReply, OmRequest};
+use wire::om::{BucketRef, LayoutPage, Loan, OmReply, OmRequest};
 use wire::scm::Degraded;
 use wire::status::{Failure, Status};
 
@@ -145,6 +146,9 @@ impl DatanodeService for Node {
             Mode::Dead => return Err(dead()),
             Mode::Hangs => std::future::pending().await,
             Mode::Refuses(status) => return Err(Failure::new(status, "not this one")),
+            _ if request.token.claim.expires_ms <= wire::clock::now_ms() => {
+                return Err(Failure::new(Status::Denied, "the token has expired"));
+            }
             _ => {}
         }
         let data = self.blocks.lock().get(&request.block).map(|(data, _)| data.clone());
@@ -192,6 +196,11 @@ pub struct State {
     /// Nodes SCM opens nothing on: dead, or just degraded.
     pub out: BTreeSet<DatanodeId>,
     pub refreshes: u32,
+    /// Tokens renewed, a number for each call; refused if `lives_no_more`.
+    pub renewals: Vec<usize>,
+    pub lives_no_more: bool,
+    /// Containers that gateways did not want again.
+    pub avoided: BTreeSet<ContainerId>,
     pub located: BTreeMap<ContainerId, Vec<DatanodeId>>,
 }
 
@@ -280,6 +289,7 @@ impl OmService for FakeOm {
             OmRequest::RenewSession(_) => Ok(OmReply::RenewSession(())),
             OmRequest::TakeLoan(request) => {
                 sleep(Duration::from_millis(1)).await;
+                self.state.lock().avoided.extend(&request.avoid);
                 let mut chosen = self.choose(request.replication, &request.avoid, &request.avoid_datanodes);
                 if chosen.is_none() && !request.avoid_datanodes.is_empty() {
                     sleep(self.patience).await;
@@ -338,6 +348,16 @@ impl OmService for FakeOm {
                     .filter_map(|id| Some(location_of(*id, state.located.get(id).cloned()?)));
                 Ok(OmReply::RefreshLocations(found.collect()))
             }
+            OmRequest::RenewTokens(request) => {
+                let mut state = self.state.lock();
+                state.renewals.push(request.blocks.len());
+                if state.lives_no_more {
+                    return Err(Failure::new(Status::NotFound, "the block lives no more").into());
+                }
+                let tokens =
+                    request.blocks.into_iter().map(|(block, length)| read_token(block, length, u64::MAX));
+                Ok(OmReply::RenewTokens(tokens.collect()))
+            }
             other => panic!("unexpected {}", other.name()),
         }
     }
@@ -345,6 +365,43 @@ impl OmService for FakeOm {
 
 pub fn token_of(claim: BlockClaim) -> BlockToken {
     BlockToken::sign(claim, &TokenKey { id: 1, secret: [1; 32], expires_ms: u64::MAX })
+}
+
+/// Leave to read a block until then.
+pub fn read_token(block: BlockId, length: u64, expires_ms: u64) -> BlockToken {
+    token_of(BlockClaim {
+        operation: BlockOperation::Read,
+        container: block.container,
+        generation: Generation(1),
+        replication: Replication::Three,
+        first: block.local,
+        count: 1,
+        session: SessionId(1),
+        length_max: length,
+        expires_ms,
+    })
+}
+
+/// What OM says of a key in these blocks, all of them `known` to be at these datanodes.
+pub fn page_of(entries: &[BlockEntry], known: &[DatanodeId], expires_ms: u64) -> LayoutPage {
+    let token = |entry: &BlockEntry| read_token(entry.block, entry.block_length, expires_ms);
+    let location = |entry: &BlockEntry| location_of(entry.block.container, known.to_vec());
+    LayoutPage {
+        start: 0,
+        entries: entries.to_vec(),
+        tokens: entries.iter().map(token).collect(),
+        locations: entries.iter().map(location).collect(),
+    }
+}
+
+/// The bucket of every key.
+pub fn bucket() -> BucketRef {
+    BucketRef {
+        name: wire::names::BucketName::new("bucket").expect("a legal name"),
+        id: BucketId(1),
+        config_version: 1,
+        access_version: 1,
+    }
 }
 
 pub fn location_of(container: ContainerId, datanodes: Vec<DatanodeId>) -> ContainerLocation {
@@ -443,13 +500,45 @@ impl Cluster {
         if is_known && data.len() <= CHUNK_BYTES {
             return self.writer.write_small(replication, data.clone()).await;
         }
-        let mut sink = self.writer.begin(replication, is_known.then_some(data.len() as u64));
+        self.stream(replication, data, is_known.then_some(data.len() as u64), 200_000).await
+    }
+
+    /// Writes a body that is declared to be so long and comes in pieces.
+    pub async fn stream(
+        &self,
+        replication: Replication,
+        data: &Bytes,
+        declared: Option<u64>,
+        piece: usize,
+    ) -> Result<WrittenBlocks, Failure> {
+        let mut sink = self.writer.begin(replication, declared);
         let mut rest = data.clone();
         while !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(200_000));
+            let piece = rest.split_to(rest.len().min(piece));
             sink.push(piece).await?;
         }
         sink.finish().await
+    }
+
+    /// Reads a range of the key that a page describes.
+    pub async fn read(
+        &self,
+        reader: &Arc<KeyReader>,
+        page: LayoutPage,
+        range: std::ops::Range<usize>,
+    ) -> Result<Vec<u8>, Failure> {
+        let range = range.start as u64..range.end as u64;
+        let mut body = reader.read(bucket(), WriteId::default(), page, range);
+        let mut data = Vec::new();
+        while let Some(bytes) = body.next().await {
+            data.extend_from_slice(&bytes?);
+        }
+        Ok(data)
+    }
+
+    /// All datanodes.
+    pub fn ids(&self) -> Vec<DatanodeId> {
+        self.nodes.iter().map(|node| node.id).collect()
     }
 
     /// The law: every committed block is whole on every replica that SCM counts VALID, and on two at least for THREE.
@@ -486,4 +575,14 @@ fn nodes(count: usize) -> Vec<Arc<Node>> {
 
 pub fn pattern(length: usize) -> Bytes {
     (0..length).map(|i| (i * 31 % 251) as u8).collect::<Vec<_>>().into()
+}
+
+/// Runs on a clock that jumps to the next timer.
+pub fn on_paused_clock(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without input and output needs nothing of the machine");
+    runtime.block_on(work);
 }

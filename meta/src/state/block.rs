@@ -12,7 +12,7 @@
 //!
 //! Not here: when a freed block leaves OM (see `deletion`).
 
-use consensus::StoreError;
+use consensus::{Rows, StoreError};
 use wire::block::BlockEntry;
 use wire::ids::{BlockId, BucketId, WriteId};
 use wire::names::KeyName;
@@ -45,6 +45,12 @@ pub(crate) fn own(
         txn.put(BLOCK, &entry.block.to_row_key(), &row)?;
     }
     Ok(())
+}
+
+/// Whether some version or part owns the block.
+pub(crate) fn lives(rows: &impl Rows, block: BlockId, length: u64) -> Result<bool, StoreError> {
+    let row = rows.row::<BlockRow>(BLOCK, &block.to_row_key())?;
+    Ok(row.is_some_and(|row| row.state == BlockState::Owned && row.length == length))
 }
 
 /// A further write owns the block. False if it does not live.

@@ -70,18 +70,28 @@ pub(crate) fn read(rows: &impl Rows, row_key: &[u8]) -> Result<UsageRow, StoreEr
 
 /// Refuses a change that would pass a bound of the bucket or of its volume. What does not grow passes always.
 pub(crate) fn check_quota(txn: &Txn<'_, '_>, bucket: &Bucket, delta: UsageRow) -> Result<(), Stop> {
+    check_bounds(txn, bucket, delta, |row_key| current(txn, row_key))
+}
+
+/// The same, with the counters that `current` finds by their row keys.
+pub(crate) fn check_bounds(
+    rows: &impl Rows,
+    bucket: &Bucket,
+    delta: UsageRow,
+    current: impl Fn(&[u8]) -> Result<UsageRow, StoreError>,
+) -> Result<(), Stop> {
     if delta.bytes <= 0 && delta.keys <= 0 {
         return Ok(());
     }
-    let volume_bytes = volume::quota(txn, &bucket.volume)?.bytes;
+    let volume_bytes = volume::quota(rows, &bucket.volume)?.bytes;
     if bucket.quota != Quota::default() {
         let of = || format!("bucket {}", bucket.name);
-        let now = current(txn, &bucket_usage_key(bucket.id))?;
+        let now = current(&bucket_usage_key(bucket.id))?;
         check_bound(of, QuotaUnit::Bytes, bucket.quota.bytes, now.bytes, delta.bytes)?;
         check_bound(of, QuotaUnit::Keys, bucket.quota.count, now.keys, delta.keys)?;
     }
     if volume_bytes.is_some() {
-        let now = current(txn, &volume_usage_key(bucket.volume.as_str()))?;
+        let now = current(&volume_usage_key(bucket.volume.as_str()))?;
         let of = || format!("volume {}", bucket.volume);
         check_bound(of, QuotaUnit::Bytes, volume_bytes, now.bytes, delta.bytes)?;
     }

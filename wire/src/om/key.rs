@@ -245,3 +245,15 @@ pub struct CopyKey {
     /// New content headers and metadata; None keeps the source's.
     pub attributes: Option<KeyAttributes>,
 }
+
+/// Whether a body of this length would pass a bound of the bucket or its volume now: asked before the body is read. The
+/// commit decides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckQuota {
+    /// The bucket.
+    pub bucket: BucketRef,
+    /// The key that would be replaced; None for a part of an upload.
+    pub key: Option<KeyName>,
+    /// Bytes of the body.
+    pub bytes: u64,
+}

@@ -24,7 +24,7 @@ pub use rejection::*;
 pub use session::*;
 pub use user::*;
 
-use crate::block::ContainerLocation;
+use crate::block::{BlockToken, ContainerLocation};
 use crate::call::service_calls;
 use crate::group::{GroupInfo, MembershipChange};
 use crate::ids::{SessionId, WriteId};
@@ -85,4 +85,6 @@ service_calls! {
     SetBucketQuota => (),
     DeleteNamespaceBucket => (),
     ListNamespaceBuckets => Vec<NamespaceBucket>,
+    RenewTokens => Vec<BlockToken>,
+    CheckQuota => (),
 }

@@ -119,3 +119,11 @@ pub struct RefreshLocations {
     /// Which, at most `LAYOUT_PAGE_ENTRIES_MAX`.
     pub containers: Vec<ContainerId>,
 }
+
+/// New read tokens for blocks whose old ones are running out: a download may take longer than a token lives. Refused
+/// (`NotFound`) if one of them lives no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewTokens {
+    /// Blocks and their whole lengths, at most `LAYOUT_PAGE_ENTRIES_MAX`.
+    pub blocks: Vec<(BlockId, u64)>,
+}

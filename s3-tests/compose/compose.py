@@ -3,16 +3,16 @@
 
     python3 s3-tests/compose/compose.py --binary target/release/ferrozone
 
-Needs root where no docker engine runs: it starts one. The public base image is used if the engine has or can pull it;
-else one of the same name is made with debootstrap. Then:
+Needs root where no docker engine runs: it starts one, and ends it. The public base image is used if the engine has or can
+pull it; else one of the same name is made with debootstrap. Then:
 
 1. `docker-compose up`, until both gateways are ready.
-2. `aws s3 sync TREE s3://compose/tree` through the first gateway; meanwhile each container but that gateway is killed
-   in turn and started again, one at a time.
-3. The tree is downloaded through the second gateway and compared byte by byte.
-4. Every container is killed at once and started again; a few files are read back.
+2. `aws s3 sync TREE s3://compose/N` through the first gateway, again and again under new prefixes; meanwhile each container
+   but that gateway is killed and started again, one at a time. The next goes when the cluster itself says that it is whole.
+3. Every prefix is downloaded through the second gateway and compared byte by byte.
+4. Every container is killed at once and started again; the first prefix is read back.
 
-Ends with `compose test: ok`.
+Ends with `compose test: ok`, or fails; also when it takes longer than `--deadline`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,14 @@ GATEWAYS = {"gateway1": ("http://127.0.0.1:9000", "http://127.0.0.1:9001"), "gat
 KILLED = ["meta1", "datanode1", "meta2", "datanode2", "meta3", "datanode3", "datanode4", "gateway2"]
 UP_DEADLINE_S = 120
 ENGINE_DEADLINE_S = 60
+ENGINE_END_S = 60
+# A registry that cannot be reached is not waited for: the image can be made.
+PULL_DEADLINE_S = 60
+WHOLE_DEADLINE_S = 60
+# How long a killed container stays away: longer than a request may take, shorter than a datanode is given up after.
+AWAY_S = 2
+# Entries that a replica under load may be behind its leader and still count as level.
+LAG_MAX = 2000
 
 
 def say(text):
@@ -45,18 +54,37 @@ def say(text):
 
 
 def run(*words, check=True, **options):
-    outcome = subprocess.run([str(word) for word in words], capture_output=True, text=True, **options)
+    """Runs a program; without `check` a failure is the caller's to see, also that there is no such program."""
+    try:
+        outcome = subprocess.run([str(word) for word in words], capture_output=True, text=True, **options)
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        if check:
+            raise SystemExit(f"{' '.join(map(str, words))}: {error}")
+        return subprocess.CompletedProcess(words, 127, "", str(error))
     if check and outcome.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, words))}: exit {outcome.returncode}\n{outcome.stdout[-2000:]}\n{outcome.stderr[-4000:]}")
     return outcome
 
 
-def wait_until(what, deadline_s, holds, pause_s=0.5):
+def wait_until(what, deadline_s, lacks, pause_s=0.25):
+    """Waits until `lacks` names nothing any more."""
     end = time.monotonic() + deadline_s
-    while not holds():
+    while missing := lacks():
         if time.monotonic() > end:
-            raise SystemExit(f"{what} did not come about within {deadline_s} s")
+            raise SystemExit(f"{what} did not come about within {deadline_s} s: {missing}")
         time.sleep(pause_s)
+
+
+def need_programs():
+    """What is missing is said, not left out: a test that passes without having run is worse than none."""
+    for program in ("docker", "aws", "tar"):
+        if shutil.which(program) is None:
+            raise SystemExit(f"{program} is needed: apt-get install docker.io docker-compose debootstrap, or another way")
+    if run("docker", "info", check=False).returncode != 0:
+        if shutil.which("dockerd") is None:
+            raise SystemExit("no docker engine answers, and there is no dockerd to start: apt-get install docker.io")
+        if os.geteuid() != 0:
+            raise SystemExit("no docker engine answers, and only root can start one: start dockerd, or run this as root")
 
 
 class Engine:
@@ -67,31 +95,50 @@ class Engine:
         self.process = None
 
     def __enter__(self):
-        if run("docker", "info", check=False).returncode != 0:
-            log = open(self.directory / "dockerd.log", "w")
-            self.process = subprocess.Popen(
-                [
-                    "dockerd",
-                    "--data-root", self.directory / "docker",
-                    "--exec-root", self.directory / "docker-exec",
-                    "--pidfile", self.directory / "dockerd.pid",
-                ],
-                stdout=log,
-                stderr=log,
-            )
-            wait_until("a docker engine", ENGINE_DEADLINE_S, lambda: run("docker", "info", check=False).returncode == 0)
+        if self.lacks():
+            log = self.directory / "dockerd.log"
+            with open(log, "w") as out:
+                self.process = subprocess.Popen(
+                    [
+                        "dockerd",
+                        "--data-root", self.directory / "docker",
+                        "--exec-root", self.directory / "docker-exec",
+                        "--pidfile", self.directory / "dockerd.pid",
+                    ],
+                    stdout=out,
+                    stderr=out,
+                )
+            try:
+                wait_until("a docker engine", ENGINE_DEADLINE_S, self.lacks)
+            except BaseException:
+                say(log.read_text()[-3000:])
+                self.__exit__()
+                raise
             say("started a docker engine")
         return self
 
+    def lacks(self):
+        if self.process is not None and self.process.poll() is not None:
+            raise SystemExit(f"dockerd ended with {self.process.returncode}; is this machine allowed to run containers?")
+        info = run("docker", "info", check=False)
+        return info.returncode != 0 and info.stderr
+
     def __exit__(self, *_):
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait(timeout=60)
+        """Ends the engine that was started here, and no other."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=ENGINE_END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        say("ended the docker engine")
 
     def base_image(self):
         if run("docker", "image", "inspect", BASE_IMAGE, check=False).returncode == 0:
             return "had already"
-        if run("docker", "pull", BASE_IMAGE, check=False).returncode == 0:
+        if run("docker", "pull", BASE_IMAGE, check=False, timeout=PULL_DEADLINE_S).returncode == 0:
             return "pulled"
         with tempfile.TemporaryDirectory(dir=self.directory) as root:
             run("debootstrap", "--variant=minbase", "bookworm", root)
@@ -110,7 +157,8 @@ class Cluster:
         self.project = f"ferrozone-test-{os.getpid()}"
         v2 = run("docker", "compose", "version", check=False).returncode == 0
         self.command = ["docker", "compose"] if v2 else ["docker-compose"]
-        self.lock = threading.Lock()
+        if not v2 and shutil.which("docker-compose") is None:
+            raise SystemExit("docker compose is needed: apt-get install docker-compose")
 
     def compose(self, *words, check=True):
         return run(*self.command, "-p", self.project, *words, check=check, cwd=ROOT)
@@ -126,7 +174,22 @@ class Cluster:
             return False
 
     def wait_ready(self, service, deadline_s=UP_DEADLINE_S):
-        wait_until(f"{service} ready", deadline_s, lambda: self.is_ready(service))
+        wait_until(f"{service} ready", deadline_s, lambda: not self.is_ready(service) and "it is not")
+
+    def wait_whole(self):
+        """Waits until every node is back in its place, as the cluster itself tells operators."""
+        gateway = self.container("gateway1")
+
+        def lacks():
+            words = ["admin", "--config", "/cluster/nodes/gateway1/node.toml", "status", "--json"]
+            told = run("docker", "exec", gateway, "ferrozone", *words, check=False)
+            if told.returncode != 0:
+                return told.stderr.strip() or "no answer"
+            if not self.is_ready("gateway2"):
+                return "gateway2 is not ready"
+            return lacks_of(json.loads(told.stdout))
+
+        wait_until("a whole cluster", WHOLE_DEADLINE_S, lacks)
 
     def credentials(self):
         text = self.compose("exec", "-T", "gateway1", "cat", "/cluster/nodes/gateway1/credentials.json").stdout
@@ -134,6 +197,21 @@ class Cluster:
 
     def logs(self):
         return self.compose("logs", "--no-color", "--tail", "60", check=False).stdout
+
+
+def lacks_of(status):
+    """What keeps a cluster from being whole, by its own account; none if it is."""
+    for name in ("om_group", "scm_group"):
+        group = status[name]
+        if not group or not group["leader"]:
+            return f"{name} has no leader"
+        for info in group["members"]:
+            is_leader = info["member"]["raft_id"] == group["leader"]
+            is_level = info["is_active"] and (info["match_index"] or 0) + LAG_MAX >= group["commit_index"]
+            if not (is_leader or is_level):
+                return f"{name}: {info['member']['node']} is away or behind"
+    silent = [one["node"] for one in status["datanodes"] if one["liveness"] != "live"]
+    return silent and f"{silent} are not live"
 
 
 class Aws:
@@ -154,11 +232,8 @@ class Aws:
             "AWS_MAX_ATTEMPTS": "1",
         }
 
-    def do(self, *words):
-        return run("aws", "s3", *words, env=self.environment, cwd=self.directory)
-
-    def start(self, *words):
-        return subprocess.Popen(["aws", "s3", *map(str, words)], env=self.environment, cwd=self.directory, stderr=subprocess.PIPE, text=True)
+    def do(self, *words, check=True):
+        return run("aws", "s3", *words, check=check, env=self.environment, cwd=self.directory)
 
 
 def gather(tree, files, total):
@@ -192,62 +267,97 @@ def compare(tree, got):
     return f"{len(wanted)} files equal"
 
 
-def kill_in_turn(cluster, is_over, report):
-    """Kills one container after another while the sync runs, at least each once."""
-    killed, at = [], 0
-    while at < len(KILLED) or not is_over():
-        service = KILLED[at % len(KILLED)]
+class Syncs:
+    """Syncs the tree under one new prefix after another until it is told that it is enough."""
+
+    def __init__(self, aws, tree):
+        self.aws = aws
+        self.tree = tree
+        self.prefixes = []
+        self.failure = None
+        self.is_enough = threading.Event()
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def _work(self):
+        while not self.is_enough.is_set():
+            prefix = f"{len(self.prefixes)}"
+            outcome = self.aws.do("sync", self.tree, f"s3://{BUCKET}/{prefix}", "--only-show-errors", check=False)
+            if outcome.returncode != 0:
+                errors = outcome.stderr.strip().splitlines()
+                self.failure = f"the sync of prefix {prefix} met {len(errors)} errors, first: {errors[:1]}"
+                return
+            self.prefixes.append(prefix)
+
+    def check(self):
+        if self.failure:
+            raise SystemExit(f"while one container at a time was away, {self.failure}")
+
+    def finish(self):
+        """Lets the running sync come to its end."""
+        self.is_enough.set()
+        self.thread.join()
+        self.check()
+        return self.prefixes
+
+
+def kill_in_turn(cluster, syncs):
+    """Kills one container after another while the tree is synced."""
+    for service in KILLED:
         container = cluster.container(service)
+        killed = time.monotonic()
         run("docker", "kill", container)
-        time.sleep(2)
+        # The length of the fault, not a wait for anything.
+        time.sleep(AWAY_S)
         run("docker", "start", container)
-        killed.append(service)
-        at += 1
-        # One at a time: the next goes only when this one is back at work.
-        time.sleep(8)
-    report.extend(killed)
+        cluster.wait_whole()
+        syncs.check()
+        say(f"killed {service}: whole again after {time.monotonic() - killed:.1f} s, {len(syncs.prefixes)} syncs done")
+
+
+def build_image(arguments, directory):
+    context = directory / "context"
+    context.mkdir(exist_ok=True)
+    # What a debugger wants is most of a binary, and nothing here wants it.
+    if run("strip", "-g", "-o", context / "ferrozone", arguments.binary, check=False).returncode != 0:
+        shutil.copy(arguments.binary, context / "ferrozone")
+    run("docker", "build", "--target", "packaged", "-t", IMAGE, "-f", ROOT / "Dockerfile", context)
+    run("docker", "run", "--rm", IMAGE, "--version")
 
 
 def test(arguments, directory):
+    need_programs()
     tree = directory / "tree"
     say(f"gather a tree: {gather(tree, arguments.files, arguments.megabytes << 20)}")
     with Engine(directory) as engine:
         say(f"base image: {engine.base_image()}")
-        context = directory / "context"
-        context.mkdir()
-        shutil.copy(arguments.binary, context / "ferrozone")
-        run("docker", "build", "--target", "packaged", "-t", IMAGE, "-f", ROOT / "Dockerfile", context)
+        build_image(arguments, directory)
         cluster = Cluster(directory)
         try:
             cluster.compose("up", "-d", "--no-build")
             for service in GATEWAYS:
                 cluster.wait_ready(service)
+            cluster.wait_whole()
             say("up")
             credentials = cluster.credentials()
             first, second = (Aws(directory, s3, credentials) for s3, _ in GATEWAYS.values())
             first.do("mb", f"s3://{BUCKET}")
-            sync = first.start("sync", tree, f"s3://{BUCKET}/tree", "--only-show-errors")
-            killed = []
-            killer = threading.Thread(target=kill_in_turn, args=(cluster, lambda: sync.poll() is not None, killed))
-            killer.start()
-            _, errors = sync.communicate()
-            if sync.returncode != 0:
-                # What a kill broke is what a user would run again for; it must then be whole.
-                say(f"sync met {len(errors.splitlines())} errors, first: {errors.strip().splitlines()[:1]}")
-            killer.join()
-            if sync.returncode != 0:
-                raise SystemExit("the sync failed while one container at a time was away")
-            say(f"synced; killed meanwhile and after: {' '.join(killed)}")
-            cluster.wait_ready("gateway2")
-            second.do("sync", f"s3://{BUCKET}/tree", directory / "got", "--only-show-errors")
-            say(f"downloaded through the other gateway: {compare(tree, directory / 'got')}")
+            syncs = Syncs(first, tree)
+            kill_in_turn(cluster, syncs)
+            prefixes = syncs.finish()
+            say(f"{len(prefixes)} syncs without an error while {len(KILLED)} containers were killed in turn")
+            for prefix in prefixes:
+                second.do("sync", f"s3://{BUCKET}/{prefix}", directory / "got", "--only-show-errors")
+                told = compare(tree, directory / "got")
+                shutil.rmtree(directory / "got")
+            say(f"downloaded through the other gateway: {told} in each of {len(prefixes)} prefixes")
             everything = [cluster.container(service) for service in [*KILLED, "gateway1"]]
             run("docker", "kill", *everything)
             run("docker", "start", *everything)
             for service in GATEWAYS:
                 cluster.wait_ready(service)
-            shutil.rmtree(directory / "got")
-            first.do("sync", f"s3://{BUCKET}/tree", directory / "got", "--only-show-errors")
+            cluster.wait_whole()
+            first.do("sync", f"s3://{BUCKET}/{prefixes[0]}", directory / "got", "--only-show-errors")
             say(f"after all were killed at once: {compare(tree, directory / 'got')}")
         except BaseException:
             say(cluster.logs())
@@ -257,13 +367,26 @@ def test(arguments, directory):
     say("compose test: ok")
 
 
+def stop_at(deadline_s):
+    """Ends the test, and what it started, when it takes too long."""
+
+    def stop(*_):
+        raise SystemExit(f"not done within {deadline_s} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
+    signal.alarm(deadline_s)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=pathlib.Path, required=True)
     parser.add_argument("--files", type=int, default=1500)
     parser.add_argument("--megabytes", type=int, default=150)
     parser.add_argument("--dir", type=pathlib.Path, help="a directory with room; a temporary one when absent")
+    parser.add_argument("--deadline", type=int, default=900, metavar="SECONDS")
     arguments = parser.parse_args()
+    stop_at(arguments.deadline)
     directory = (arguments.dir or pathlib.Path(tempfile.mkdtemp(prefix="compose-test-"))).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,5 +1,5 @@
-//! Build tooling: `cargo xtask test | ci | tidy | s3-tests | restart-million | chaos | failover | compose-test |
-//! bench-om | bench-cluster | bench-keys`.
+//! Build tooling: `cargo xtask test | ci | tidy | s3-tests | restart-million | chaos | failover | repair | replace |
+//! compose-test | bench-om | bench-cluster | bench-keys`.
 //!
 //! Everything that a fresh machine needs beyond Rust and Python 3 is made here (a Python venv under `target/`), so
 //! that the README's commands are the whole set-up. Each command that runs tests ends with a line
@@ -12,10 +12,14 @@ mod ceph;
 mod chaos;
 mod checks;
 mod compose;
+mod containers;
+mod corpus;
 mod counts;
 mod failover;
 mod million;
 mod process;
+mod repair;
+mod replace;
 mod rig;
 mod server;
 mod stopwatch;
@@ -44,8 +48,8 @@ struct Arguments {
 enum Command {
     /// Rust tests, then s3-tests/ against a server built from this tree.
     Test(TestArguments),
-    /// Format, clippy, documentation and tidy, then `test`.
-    Ci,
+    /// Format, clippy, documentation and tidy, then `test` and `compose-test`.
+    Ci(CiArguments),
     /// Rules of CONTRIBUTING.md that no compiler checks.
     Tidy,
     /// A checkout of ceph/s3-tests against a fresh release server, or a cluster of them.
@@ -56,6 +60,10 @@ enum Command {
     Chaos(ChaosArguments),
     /// Kills the leader again and again: how long until writes go on.
     Failover(FailoverArguments),
+    /// A datanode dies for good: how long until all it held is on three datanodes again, and how fast.
+    Repair(RepairArguments),
+    /// A datanode and a meta node lose their disks, and are replaced by two commands each.
+    Replace(ReplaceArguments),
     /// The compose file under an engine: a tree synced while containers are killed. Needs root where no engine runs.
     ComposeTest(ComposeArguments),
     /// Commits of keys through three voters of OM, at full load.
@@ -64,6 +72,14 @@ enum Command {
     BenchCluster(bench::cluster::Arguments),
     /// OM with one voter and millions of keys: rate, memory, files, listings, restart after SIGKILL.
     BenchKeys(bench::keys::Arguments),
+}
+
+/// What `ci` leaves out.
+#[derive(Debug, Args)]
+pub(crate) struct CiArguments {
+    /// The compose file is not run: for a machine without a docker engine and without root.
+    #[arg(long)]
+    without_compose: bool,
 }
 
 /// What `chaos` does.
@@ -97,6 +113,40 @@ pub(crate) struct FailoverArguments {
     binary: Option<PathBuf>,
 }
 
+/// What `repair` measures.
+#[derive(Debug, Args)]
+pub(crate) struct RepairArguments {
+    /// What the datanode holds, at least. Takes five times as much room on the disk.
+    #[arg(long, default_value = "256MiB", value_parser = corpus::parse_size)]
+    bytes: u64,
+    /// scm.repair_bandwidth [default: the server's; 0B is no limit].
+    #[arg(long, value_name = "SIZE")]
+    bandwidth: Option<String>,
+    /// Directory of the cluster, made anew.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Use this server binary instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+/// What `replace` runs.
+#[derive(Debug, Args)]
+pub(crate) struct ReplaceArguments {
+    /// Bytes of data.
+    #[arg(long, default_value = "192MiB", value_parser = corpus::parse_size)]
+    bytes: u64,
+    /// One of the two alone.
+    #[arg(long, value_enum)]
+    only: Option<replace::Part>,
+    /// Directory of the cluster, made anew.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Use this server binary instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
 /// What `compose-test` runs.
 #[derive(Debug, Args)]
 pub(crate) struct ComposeArguments {
@@ -112,6 +162,9 @@ pub(crate) struct ComposeArguments {
     /// At least so much of it.
     #[arg(long, default_value_t = 150)]
     megabytes: u64,
+    /// Seconds after which it has failed.
+    #[arg(long, default_value_t = 900)]
+    deadline: u64,
 }
 
 /// What `test` runs.
@@ -199,9 +252,12 @@ fn run(command: Command) -> Result<bool> {
             println!("{counts}");
             Ok(counts.all_passed())
         }
-        Command::Ci => {
+        Command::Ci(arguments) => {
             let mut counts = checks::run(&workspace)?;
             counts += tests::run(&workspace, &TestArguments::default())?;
+            if !arguments.without_compose {
+                counts += compose::run_small(&workspace)?;
+            }
             println!("{counts}");
             Ok(counts.all_passed())
         }
@@ -213,6 +269,8 @@ fn run(command: Command) -> Result<bool> {
         Command::S3Tests(arguments) => ceph::run(&workspace, &arguments),
         Command::Chaos(arguments) => chaos::run(&workspace, &arguments),
         Command::Failover(arguments) => failover::run(&workspace, &arguments),
+        Command::Repair(arguments) => repair::run(&workspace, &arguments),
+        Command::Replace(arguments) => replace::run(&workspace, &arguments),
         Command::ComposeTest(arguments) => compose::run(&workspace, &arguments),
         Command::RestartMillion(arguments) => million::run(&workspace, &arguments),
         Command::BenchOm(arguments) => {

@@ -226,6 +226,27 @@ impl Rig {
         Ok(true)
     }
 
+    /// Takes everything from a node that is down but the files that `cluster init` made: its disks are new.
+    pub(crate) fn wipe(&mut self, name: &str) -> Result<()> {
+        ensure!(!self.is_running(name)?, "{name} runs");
+        std::fs::remove_dir_all(self.data(name)).context("wipe a node")
+    }
+
+    /// Makes the files of a node that stands at the address of another under a new name, in whose place it goes here.
+    /// Answers its node.toml.
+    pub(crate) fn add_in_place_of(&mut self, old: &str, name: &str, roles: &str) -> Result<PathBuf> {
+        let (binary, cluster) = (self.binary.clone(), self.directory.join("cluster"));
+        let node = self.node(old)?;
+        ensure!(node.child.is_none(), "{old} runs");
+        let mut command = Command::new(binary);
+        command.args(["cluster", "add-node", "--from"]).arg(&cluster);
+        command.args(["--host", &node.internal, "--roles", roles, "--name", name]);
+        let outcome = command.output().context("run ferrozone cluster add-node")?;
+        ensure!(outcome.status.success(), "cluster add-node: {}", String::from_utf8_lossy(&outcome.stderr));
+        node.name = name.to_owned();
+        Ok(cluster.join(name).join("node.toml"))
+    }
+
     /// Kills a node that runs under a tracer: the tracer's child first, which is the node.
     pub(crate) fn kill_traced(&mut self, name: &str) -> Result<()> {
         if let Some(child) = &self.node(name)?.child {

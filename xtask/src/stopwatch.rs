@@ -27,10 +27,20 @@ impl Stopwatch {
 pub(crate) fn wait_until<T>(
     what: &str,
     deadline: Duration,
-    mut ask: impl FnMut() -> Result<Option<T>>,
+    ask: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     /// Short beside what is measured, long beside the cost of asking.
     const PAUSE: Duration = Duration::from_millis(5);
+    wait_until_every(PAUSE, what, deadline, ask)
+}
+
+/// The same for questions that cost more: `pause` lies between two of them.
+pub(crate) fn wait_until_every<T>(
+    pause: Duration,
+    what: &str,
+    deadline: Duration,
+    mut ask: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let watch = Stopwatch::start();
     loop {
         if let Some(answer) = ask()? {
@@ -39,6 +49,6 @@ pub(crate) fn wait_until<T>(
         if watch.elapsed() > deadline {
             bail!("{what}: not within {deadline:?}");
         }
-        std::thread::park_timeout(PAUSE);
+        std::thread::park_timeout(pause);
     }
 }

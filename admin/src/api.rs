@@ -11,12 +11,12 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
 use axum::extract::{RawPathParams, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::routing::{MethodFilter, MethodRouter, get, on};
 use axum::{Json, Router};
 use bytes::Bytes;
 use client::service::{OmService, ScmService, call_om, call_scm};
@@ -31,12 +31,15 @@ use wire::om::{OmCall, UserId};
 use wire::operator::PAGE_MAX;
 use wire::scm::ScmCall;
 
+use crate::backup::{self, Backups};
 use crate::error::ApiError;
 use crate::proof::{Root, Verifier};
 use crate::{group, locate, namespace, om, scm, status};
 
 /// Bytes of a call's body at most.
 const BODY_BYTES_MAX: usize = 64 << 10;
+/// A group's backup: bytes, not JSON, so that it is not among [`ROUTES`].
+const BACKUP_PATH: &str = "/api/v1/groups/{group}/backup";
 /// Entries of a page where the call names no number.
 const PAGE_DEFAULT: u32 = 100;
 
@@ -46,6 +49,8 @@ pub struct Operators {
     pub(crate) scm: Arc<dyn ScmService>,
     pub(crate) root_user: UserId,
     verifier: Verifier,
+    /// The replicas of this process, if it has any.
+    backups: OnceLock<Arc<dyn Backups>>,
 }
 
 impl Operators {
@@ -58,7 +63,25 @@ impl Operators {
         root: Option<Root>,
         root_user: UserId,
     ) -> Arc<Self> {
-        Arc::new(Self { om, scm, root_user, verifier: Verifier::new(key, root) })
+        Arc::new(Self { om, scm, root_user, verifier: Verifier::new(key, root), backups: OnceLock::new() })
+    }
+
+    /// Names the replicas of this process, whose backups can be read. Once.
+    pub fn set_backups(&self, backups: Arc<dyn Backups>) {
+        // Whoever was named first stays.
+        let _ = self.backups.set(backups);
+    }
+
+    pub(crate) fn backups(&self) -> Option<&Arc<dyn Backups>> {
+        self.backups.get()
+    }
+
+    /// Checks the proof of a call without a body.
+    pub(crate) async fn admit(&self, request: Request) -> Result<(), ApiError> {
+        let (head, body) = request.into_parts();
+        let proof = self.verifier.verify(&head, clock::now_ms())?;
+        let broken = |_| ApiError::BadRequest("the call has no body".to_owned());
+        proof.check(&Limited::new(body, 0).collect().await.map_err(broken)?.to_bytes())
     }
 
     pub(crate) async fn om<C: OmCall>(&self, call: C) -> Result<C::Reply, ApiError> {
@@ -212,6 +235,7 @@ pub fn api_router(operators: Arc<Operators>) -> Router {
         answer(operators, BTreeMap::new(), request, None)
     };
     let mut router = Router::new().route("/api/{*rest}", axum::routing::any(unknown));
+    router = router.route(BACKUP_PATH, get(backup::get).fallback(unknown));
     for (path, methods) in by_path {
         router = router.route(path, methods.fallback(unknown));
     }

@@ -17,6 +17,7 @@
 //! Not here: the listener (the caller serves the routers), what the metrics mean (each crate's `metrics`).
 
 mod api;
+mod backup;
 mod error;
 mod group;
 mod health;
@@ -29,6 +30,7 @@ mod status;
 pub mod view;
 
 pub use api::{Operators, ROUTES, Route, api_router};
+pub use backup::{BackupStream, Backups};
 pub use error::ApiError;
 pub use health::{MetricsError, Readiness, record_metrics, router};
 pub use proof::{Root, prove};

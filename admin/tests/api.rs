@@ -4,11 +4,13 @@
 
 use std::sync::Arc;
 
-use admin::{Operators, ROUTES, Root, api_router, prove};
+use admin::{BackupStream, Backups, Operators, ROUTES, Root, api_router, prove};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
+use bytes::Bytes;
 use client::service::{CallError, OmService, ScmService};
+use futures_util::stream;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
@@ -254,6 +256,18 @@ impl ScmService for Fake {
     }
 }
 
+/// A node with OM and without SCM.
+impl Backups for Fake {
+    fn begin(&self, group: &str) -> Option<BackupStream> {
+        self.calls.lock().push(format!("backup {group}"));
+        let pieces = match self.failure.lock().clone() {
+            Some(failure) => vec![Err(failure)],
+            None => vec![Ok(Bytes::from_static(b"FZ")), Ok(Bytes::from_static(b"BACKUP"))],
+        };
+        (group == "om").then(|| Box::pin(stream::iter(pieces)) as BackupStream)
+    }
+}
+
 struct Api {
     fake: Arc<Fake>,
     key: ClusterKey,
@@ -268,6 +282,7 @@ fn api() -> Api {
     let root = Root { access_key: "ROOTKEY".into(), secret_key: SECRET.into(), region: "us-east-1".into() };
     let owner = UserId("root".into());
     let operators = Operators::new(fake.clone(), fake.clone(), key.clone(), Some(root), owner);
+    operators.set_backups(fake.clone());
     Api { fake, key, router: api_router(operators) }
 }
 
@@ -428,6 +443,28 @@ async fn every_route_answers_whoever_proves_the_cluster_key() {
         assert_eq!(status, StatusCode::OK, "{method} {path}: {answer}");
         assert_eq!(api.fake.calls.lock().last().map(String::as_str), Some(*asked), "{method} {path}");
     }
+}
+
+#[tokio::test]
+async fn backup_streams_to_whoever_proves_the_cluster_key() {
+    let api = api();
+    let path = "/api/v1/groups/om/backup";
+    let (status, answer) = api.send(Api::request("GET", path, "")).await;
+    assert_eq!((status, answer["code"].as_str()), (StatusCode::UNAUTHORIZED, Some("unauthenticated")));
+    assert!(api.fake.calls.lock().is_empty(), "nothing was read for it");
+
+    let signed = |path: &str| api.signed("GET", path, "", clock::now_ms());
+    let response = api.router.clone().oneshot(signed(path)).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "FZBACKUP");
+    let (status, answer) = api.send(signed("/api/v1/groups/scm/backup")).await;
+    assert!(
+        status == StatusCode::CONFLICT && answer["message"].as_str().unwrap().contains("node.roles has scm")
+    );
+    assert_eq!(api.send(signed("/api/v1/groups/gateway/backup")).await.0, StatusCode::NOT_FOUND);
+    *api.fake.failure.lock() = Some(Failure::new(Status::Retry, "om has stopped"));
+    let (status, answer) = api.send(signed(path)).await;
+    assert!(!status.is_success() && answer["message"].as_str().unwrap().contains("om has stopped"));
 }
 
 #[tokio::test]

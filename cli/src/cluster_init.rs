@@ -48,6 +48,8 @@ enum ClusterCommand {
     Init(InitArgs),
     /// Make the files of one more node of a cluster.
     AddNode(AddNodeArgs),
+    /// Make the metadata of a lost cluster anew, from backups, on one node.
+    Restore(crate::backup::RestoreArgs),
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +170,7 @@ pub(crate) fn run(args: &ClusterArgs) -> anyhow::Result<()> {
     let told = match &args.command {
         ClusterCommand::Init(args) => init(args)?,
         ClusterCommand::AddNode(args) => add_node(args)?,
+        ClusterCommand::Restore(args) => crate::backup::restore(args)?,
     };
     print!("{told}");
     Ok(())
@@ -519,6 +522,7 @@ mod tests {
         match &args.command {
             ClusterCommand::Init(args) => init(args),
             ClusterCommand::AddNode(args) => add_node(args),
+            ClusterCommand::Restore(args) => crate::backup::restore(args),
         }
     }
 

@@ -5,6 +5,7 @@
 //! data directory that cannot be used; `admin`, `sh` and `bench` have more, told by their help.
 
 mod admin_cli;
+mod backup;
 mod bench;
 mod certificates;
 mod cluster_init;

@@ -161,9 +161,24 @@ impl Api {
         path: &str,
         body: Option<Value>,
     ) -> anyhow::Result<Value> {
-        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let request = self.request(method, path, body.map(|body| body.to_string()).unwrap_or_default())?;
+        let exchange = self.exchange(request);
+        let outcome = tokio::time::timeout(DEADLINE, exchange).await;
+        let (status, bytes) = outcome.map_err(|_| Refusal {
+            code: "outcome_unknown".to_owned(),
+            message: format!("{} did not answer within {} s", self.address, DEADLINE.as_secs()),
+        })??;
+        self.judge(status, &bytes)
+    }
+
+    fn request(
+        &self,
+        method: &'static str,
+        path: &str,
+        body: String,
+    ) -> anyhow::Result<http::Request<Full<Bytes>>> {
         let authority = self.address.authority().context("the address of the operators' port has no host")?;
-        let request = http::Request::builder()
+        http::Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, authority.as_str())
@@ -173,14 +188,12 @@ impl Api {
             )
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
-            .with_context(|| format!("{path} is no path"))?;
-        let exchange = self.exchange(request);
-        let outcome = tokio::time::timeout(DEADLINE, exchange).await;
-        let (status, bytes) = outcome.map_err(|_| Refusal {
-            code: "outcome_unknown".to_owned(),
-            message: format!("{} did not answer within {} s", self.address, DEADLINE.as_secs()),
-        })??;
-        let answer: Value = serde_json::from_slice(&bytes).map_err(|_| Refusal {
+            .with_context(|| format!("{path} is no path"))
+    }
+
+    /// An answer, or the refusal that it is.
+    fn judge(&self, status: http::StatusCode, bytes: &[u8]) -> anyhow::Result<Value> {
+        let answer: Value = serde_json::from_slice(bytes).map_err(|_| Refusal {
             code: "unreachable".to_owned(),
             message: format!(
                 "{} answered {status} and no JSON: is it the operators' port of a node whose node.roles has admin?",
@@ -194,10 +207,57 @@ impl Api {
         Err(Refusal { code: text("code", ""), message: text("message", "refused without a reason") }.into())
     }
 
+    /// Reads an answer that is no JSON, piece by piece. A refusal is a [`Refusal`].
+    pub(crate) async fn download(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let request = self.request("GET", path, String::new())?;
+        let late = || Refusal {
+            code: "unavailable".to_owned(),
+            message: format!("{} sent nothing for {} s", self.address, DEADLINE.as_secs()),
+        };
+        let (response, driven) =
+            tokio::time::timeout(DEADLINE, self.send(request)).await.map_err(|_| late())??;
+        let status = response.status();
+        let mut body = response.into_body();
+        let mut refusal = Vec::new();
+        while let Some(frame) = tokio::time::timeout(DEADLINE, body.frame()).await.map_err(|_| late())? {
+            let frame = frame.with_context(|| format!("the answer of {} broke off", self.address))?;
+            let Ok(piece) = frame.into_data() else { continue };
+            if status.is_success() {
+                take(&piece)?;
+            } else if refusal.len() + piece.len() <= ANSWER_BYTES_MAX {
+                refusal.extend_from_slice(&piece);
+            }
+        }
+        driven.abort();
+        if status.is_success() {
+            return Ok(());
+        }
+        self.judge(status, &refusal).map(drop)
+    }
+
     async fn exchange(
         &self,
         request: http::Request<Full<Bytes>>,
     ) -> anyhow::Result<(http::StatusCode, Bytes)> {
+        let (response, driven) = self.send(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        driven.abort();
+        let body =
+            body.map_err(|error| anyhow::anyhow!("the answer of {} broke off: {error}", self.address))?;
+        Ok((status, body.to_bytes()))
+    }
+
+    /// The head of the answer, and the task that reads the rest.
+    async fn send(
+        &self,
+        request: http::Request<Full<Bytes>>,
+    ) -> anyhow::Result<(http::Response<hyper::body::Incoming>, tokio::task::JoinHandle<hyper::Result<()>>)>
+    {
         let unreachable = |error: &dyn std::fmt::Display| Refusal {
             code: "unreachable".to_owned(),
             message: format!(
@@ -211,12 +271,7 @@ impl Api {
             .map_err(|error| unreachable(&error))?;
         let driven = tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        driven.abort();
-        let body =
-            body.map_err(|error| anyhow::anyhow!("the answer of {} broke off: {error}", self.address))?;
-        Ok((status, body.to_bytes()))
+        Ok((response, driven))
     }
 
     async fn connect(&self) -> std::io::Result<Stream> {

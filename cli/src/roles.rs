@@ -38,6 +38,7 @@ use wire::cluster_key::ClusterKey;
 use wire::host::HostPort;
 use wire::limits::BLOCK_BYTES_MAX;
 
+use crate::backup::LocalBackups;
 use crate::config::{Config, Transport};
 use crate::identity::Cluster;
 use crate::server::{Unusable, bind, tls_of};
@@ -271,13 +272,26 @@ impl Network {
     }
 }
 
+/// The place of a replica that is made from a backup: it votes alone and speaks to nobody while it is made.
+pub(crate) fn restored_place(config: &Config, group: Group) -> anyhow::Result<Place> {
+    let Some(place) = config.place(group)? else { return Ok(Place::default()) };
+    Ok(Place { member: Some(place.member), voters: place.voters, join: place.is_joining, ..Place::default() })
+}
+
+impl Roles {
+    /// The backups of the replicas in this process.
+    pub(crate) fn backups(&self) -> LocalBackups {
+        LocalBackups { om: self.om_role.clone(), scm: self.scm_role.clone() }
+    }
+}
+
 /// Recovery reads disks for as long as it takes: not on the reactor.
 async fn open_datanode(config: DatanodeConfig) -> anyhow::Result<Arc<datanode::Datanode>> {
     let opened = platform::task::spawn_blocking(move || datanode::Datanode::open(config)).await;
     Ok(Arc::new(opened.context("start the datanode")?.context("start the datanode").context(Unusable)?))
 }
 
-fn scm_config(config: &Config, cluster: &Cluster) -> ScmConfig {
+pub(crate) fn scm_config(config: &Config, cluster: &Cluster) -> ScmConfig {
     ScmConfig {
         container_bytes_max: config.scm.container_size.0,
         open_containers: config.scm.open_containers,
@@ -305,7 +319,7 @@ fn datanode_config(config: &Config, cluster: &Cluster, address: Option<HostPort>
     }
 }
 
-fn om_config(config: &Config, cluster: &Cluster, key: [u8; 32]) -> anyhow::Result<OmConfig> {
+pub(crate) fn om_config(config: &Config, cluster: &Cluster, key: [u8; 32]) -> anyhow::Result<OmConfig> {
     let dir = config.om_dir();
     let disk = Directory::open(&dir).with_context(|| format!("open {}", dir.display())).context(Unusable)?;
     Ok(OmConfig {

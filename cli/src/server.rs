@@ -168,6 +168,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let key = ClusterKey::new(cluster.id, cluster.key()?);
         let owner = root_user(&cluster).id;
         let operators = admin::Operators::new(roles.om.clone(), roles.scm.clone(), key, Some(root), owner);
+        operators.set_backups(Arc::new(roles.backups()));
         // Nobody else sets it.
         let _ = api.set(admin::api_router(operators));
     }

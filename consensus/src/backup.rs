@@ -9,7 +9,7 @@
 //! (`docs/formats/state.md`), so a backup is as checked as any replica's rows: each by its checksum, all by number and hash.
 //!
 //! A backup is restored when a group is lost: it becomes the directory of one voter, under a raft id that the group
-//! never had. All members that the backup names are former members from then on, so that one of them that still runs is not
+//! never had (a group of one process keeps its id). All members that the backup names are former members from then on, so that one of them that still runs is not
 //! listened to. More voters join as ever.
 //!
 //! Invariants:
@@ -145,13 +145,17 @@ pub fn restore<M: StateMachine>(
     }
     let info = info_of(manifest, &head);
     let me = config.me();
+    // A group of one process has nobody who could take its new life for its old one.
+    let was_alone = head.conf_state.voters == [me.raft_id] && head.members.len() <= 1;
+    let is_alone = config.member.is_none() && config.voters.is_empty() && !config.join && was_alone;
     let is_taken = head.former.contains(&me.raft_id)
         || head.members.iter().any(|old| old.raft_id == me.raft_id || old.incarnation == me.incarnation);
-    if is_taken {
+    if is_taken && !is_alone {
         return Err(RestoreError::Taken { raft_id: me.raft_id });
     }
     head.conf_state = ConfState { voters: vec![me.raft_id], ..ConfState::default() };
-    head.former.extend(head.members.iter().map(|old| old.raft_id));
+    let gone = head.members.iter().map(|old| old.raft_id).filter(|raft_id| *raft_id != me.raft_id);
+    head.former.extend(gone);
     head.members = vec![me];
     let replica = Replica::lock(&config.disk)?;
     if replica.exists()? {

@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use platform::actor;
+use futures_util::{StreamExt, stream};
 use platform::disk::{Directory, DiskIo};
+use platform::{actor, task};
 use raft::RawNode;
 use raft::eraftpb::HardState;
 use tokio::runtime;
@@ -446,6 +447,22 @@ impl<M: StateMachine> Group<M> {
         let db = shared.db.read().clone().ok_or(StoreError::from(ReadError::Stopped))?;
         let source = SnapshotSource::new(&db, M::TABLES, self.handle.cluster_id)?;
         Ok(Backup::begin(&shared.name, source))
+    }
+
+    /// [`Group::backup`] as the bytes of its file, begun when the first piece is asked for.
+    pub fn backup_stream(&self) -> SnapshotStream {
+        let group = self.clone();
+        let begin = async move {
+            let begun = task::spawn_blocking(move || group.backup().map_err(|error| error.to_string())).await;
+            match begun.map_err(|error| error.to_string()).and_then(|begun| begun) {
+                Ok(backup) => backup.into_stream(),
+                Err(why) => {
+                    let failure = Failure::new(Status::Retry, format!("no backup can be made: {why}"));
+                    Box::pin(stream::iter([Err(failure)]))
+                }
+            }
+        };
+        Box::pin(stream::once(begin).flatten())
     }
 
     /// Where the group stands.

@@ -312,3 +312,22 @@ async fn a_damaged_backup_makes_nothing() {
     assert!(matches!(restore(&bytes, &other), Err(RestoreError::Group { .. })));
     restore(&bytes, &config).unwrap();
 }
+
+#[tokio::test]
+async fn a_group_of_one_process_is_restored_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let group = common::open(dir.path()).await;
+    common::ask(&group, "set apple kept").await;
+    let bytes = backup_of(&group);
+    common::ask(&group, "set apple lost").await;
+    group.shutdown().await;
+    let fresh = tempfile::tempdir().unwrap();
+    consensus::restore::<Registers>(&common::config(fresh.path()), &mut &bytes[..]).unwrap();
+    let group = common::open(fresh.path()).await;
+    assert_eq!(common::read(&group, "apple").await.as_deref(), Some("kept"));
+    common::ask(&group, "set apple new").await;
+    group.shutdown().await;
+    let group = common::open(fresh.path()).await;
+    assert_eq!(common::read(&group, "apple").await.as_deref(), Some("new"));
+    group.shutdown().await;
+}

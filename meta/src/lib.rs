@@ -42,5 +42,5 @@ mod worker;
 
 pub use config::OmConfig;
 pub use error::OmError;
-pub use server::{Om, OmStatus};
+pub use server::{Om, OmStatus, restore};
 pub use worker::WorkerStatus;

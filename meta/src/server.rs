@@ -12,13 +12,14 @@
 //!
 //! Not here: decisions (see `state`), background work (see `worker`).
 
+use std::io::Read;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use client::service::{CallError, OmService, ScmService};
 use consensus::{
-    Follower, Group, GroupConfig, GroupStatus, Leadership, PeerEndpoint, Priority, ProposeError, ReadError,
-    ReadView, StoreError, Table,
+    BackupInfo, Follower, Group, GroupConfig, GroupStatus, Leadership, PeerEndpoint, Priority, ProposeError,
+    ReadError, ReadView, RestoreError, SnapshotStream, StoreError, Table,
 };
 use parking_lot::RwLock;
 use platform::task;
@@ -80,15 +81,28 @@ pub struct OmStatus {
     pub workers: Vec<WorkerStatus>,
 }
 
+fn group_config(config: &OmConfig) -> GroupConfig {
+    let mut group_config = GroupConfig {
+        log_segment_bytes: config.log_segment_bytes,
+        cache_bytes: config.cache_bytes,
+        ..GroupConfig::new("om", config.disk.clone(), config.cluster_id.0)
+    };
+    config.place.configure(&mut group_config);
+    group_config
+}
+
+/// Makes a fresh directory of OM out of a backup. Blocking.
+///
+/// # Errors
+/// Says what the operator can do.
+pub fn restore(config: &OmConfig, file: &mut dyn Read) -> Result<BackupInfo, RestoreError> {
+    consensus::restore::<OmState>(&group_config(config), file)
+}
+
 impl Om {
     /// Opens or creates an OM and starts its background work.
     pub async fn open(config: OmConfig, scm: Arc<dyn ScmService>) -> Result<Arc<Self>, OmError> {
-        let mut group_config = GroupConfig {
-            log_segment_bytes: config.log_segment_bytes,
-            cache_bytes: config.cache_bytes,
-            ..GroupConfig::new("om", config.disk.clone(), config.cluster_id.0)
-        };
-        config.place.configure(&mut group_config);
+        let group_config = group_config(&config);
         // Replay reads the disk for as long as it takes: not on the reactor.
         let opened = task::spawn_blocking(move || Group::open(group_config, OmState::default()));
         let group = opened.await.map_err(|_| OmError::Died)??;
@@ -126,6 +140,11 @@ impl Om {
     /// Where messages of this replica's peers go in.
     pub fn peer_endpoint(&self) -> Arc<dyn PeerEndpoint> {
         Arc::new(self.group.clone())
+    }
+
+    /// The bytes of a backup of what this replica has applied.
+    pub fn backup(&self) -> SnapshotStream {
+        self.group.backup_stream()
     }
 
     /// Stops background work, hands leadership over, finishes what is under way, and closes log and state.

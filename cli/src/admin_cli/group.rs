@@ -1,5 +1,7 @@
 //! `ferrozone admin om | scm`: the two replicated services, at a glance and by their members.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, bail};
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
@@ -34,6 +36,12 @@ pub(super) enum GroupCommand {
         /// Even if fewer failures are survived then, or the rest has no active majority.
         #[arg(long)]
         force: bool,
+    },
+    /// Keep a backup of its metadata in a file; `ferrozone cluster restore` makes a cluster of it. Of both services SCM comes
+    /// last.
+    Backup {
+        /// The file, which must not exist.
+        file: PathBuf,
     },
     /// Hand leadership to a voter.
     TransferLeader {
@@ -136,6 +144,12 @@ pub(super) async fn run(screen: &Screen, service: Service, command: GroupCommand
             let raft_id = find(&group, &peer)?.member.raft_id;
             membership::remove(screen, service, raft_id, force).await?;
             show_members(screen, service).await
+        }
+        GroupCommand::Backup { file } => {
+            let length = crate::backup::keep(&screen.api, service.name(), &file).await?;
+            let answer = json!({ "file": file, "bytes": length });
+            screen
+                .done(&answer, &format!("{} of {} are in {}.", size(length), service.name(), file.display()))
         }
         GroupCommand::TransferLeader { to } => {
             let raft_id = match to {

@@ -38,5 +38,5 @@ pub use config::ScmConfig;
 pub use error::ScmError;
 pub use fleet::Liveness;
 pub use schema::OperationalState;
-pub use server::Scm;
+pub use server::{Scm, restore};
 pub use status::{DatanodeStatus, ScmStatus};

@@ -10,13 +10,15 @@
 //! Not here: policy (`prepare`, `replication`), regular work (`leader`), operators' calls (`operator`), effects (`state`).
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::service::ScmService;
 use consensus::{
-    Follower, Group, GroupConfig, Leadership, PeerEndpoint, Priority, ProposeError, ReadError, ReadView,
+    BackupInfo, Follower, Group, GroupConfig, Leadership, OpenError, PeerEndpoint, Priority, ProposeError,
+    ReadError, ReadView, RestoreError, SnapshotStream,
 };
 use parking_lot::RwLock;
 use platform::task;
@@ -59,6 +61,26 @@ pub struct Scm {
     follower: Follower,
 }
 
+fn group_config(config: &ScmConfig) -> Result<GroupConfig, OpenError> {
+    let disk = match &config.disk {
+        Some(disk) => Arc::clone(disk),
+        None => consensus::directory(&config.dir)?,
+    };
+    let mut group_config = GroupConfig::new("scm", disk, config.cluster.0);
+    config.place.configure(&mut group_config);
+    group_config.log_segment_bytes = config.log_segment_bytes;
+    group_config.cache_bytes = config.cache_bytes;
+    Ok(group_config)
+}
+
+/// Makes a fresh directory of SCM out of a backup. Blocking.
+///
+/// # Errors
+/// Says what the operator can do.
+pub fn restore(config: &ScmConfig, file: &mut dyn Read) -> Result<BackupInfo, RestoreError> {
+    consensus::restore::<ScmState>(&group_config(config)?, file)
+}
+
 impl Scm {
     /// Opens or creates a replica of SCM. Its worker runs while it leads; see [`Self::wait_ready`].
     ///
@@ -74,14 +96,7 @@ impl Scm {
     /// Says what the operator can do.
     pub async fn open_with(config: ScmConfig, clock: Arc<dyn Clock>) -> Result<Arc<Self>, ScmError> {
         check(&config)?;
-        let disk = match &config.disk {
-            Some(disk) => Arc::clone(disk),
-            None => consensus::directory(&config.dir)?,
-        };
-        let mut group_config = GroupConfig::new("scm", disk, config.cluster.0);
-        config.place.configure(&mut group_config);
-        group_config.log_segment_bytes = config.log_segment_bytes;
-        group_config.cache_bytes = config.cache_bytes;
+        let group_config = group_config(&config)?;
         let opened = task::spawn_blocking(move || Group::open(group_config, ScmState)).await;
         let group = opened.map_err(|_| ScmError::Died)??;
         let scm = Arc::new(Self {
@@ -95,6 +110,11 @@ impl Scm {
         let weak = Arc::downgrade(&scm);
         scm.follower.start(scm.leadership.clone(), |terms| leader::follow(weak, terms));
         Ok(scm)
+    }
+
+    /// The bytes of a backup of what this replica has applied.
+    pub fn backup(&self) -> SnapshotStream {
+        self.group.backup_stream()
     }
 
     /// Where messages of this replica's peers go in.

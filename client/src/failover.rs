@@ -82,6 +82,11 @@ impl OmClient {
     pub fn sole(om: Arc<dyn OmService>) -> Arc<Self> {
         Arc::new(Self { peers: Peers::sole(om) })
     }
+
+    /// Tells of a member that was added since the configuration was written. Without effect if there is no connector.
+    pub fn learn(&self, address: &HostPort) {
+        self.peers.learn(address);
+    }
 }
 
 #[async_trait]
@@ -118,6 +123,11 @@ impl ScmClient {
     /// A client of the only peer there is: repeats calls while it is starting or busy.
     pub fn sole(scm: Arc<dyn ScmService>) -> Arc<Self> {
         Arc::new(Self { peers: Peers::sole(scm) })
+    }
+
+    /// Tells of a member that was added since the configuration was written. Without effect if there is no connector.
+    pub fn learn(&self, address: &HostPort) {
+        self.peers.learn(address);
     }
 }
 
@@ -299,6 +309,22 @@ impl<S: ?Sized + Send + Sync> Peers<S> {
         tracing::info!(peer = %hint, "a peer that is not configured here leads");
         known.peers.push(Peer { address: Some(hint.clone()), service: connect(hint), silent_until: None });
         Some(known.peers.len() - 1)
+    }
+
+    /// A member of the group that may not be known yet: it may lead when all that are known are gone.
+    fn learn(&self, address: &HostPort) {
+        let mut known = self.known.lock();
+        let is_known = known.peers.iter().any(|peer| peer.address.as_ref() == Some(address));
+        let Some(connect) = self.connect.as_ref().filter(|_| !is_known && known.peers.len() < PEERS_MAX)
+        else {
+            return;
+        };
+        tracing::info!(peer = %address, "a member that is not configured here");
+        known.peers.push(Peer {
+            address: Some(address.clone()),
+            service: connect(address),
+            silent_until: None,
+        });
     }
 
     /// Remembers who has been asked a while ago and not yet answered.

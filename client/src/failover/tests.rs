@@ -266,6 +266,21 @@ async fn leader_that_was_added_later_is_reached() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn learned_member_is_asked_when_the_others_are_gone() {
+    let group = group(vec![vec![Mood::Away], vec![Mood::Leads(0)]]);
+    let second = group.peers[1].clone();
+    let connect = move |_: &HostPort| second.clone() as Arc<dyn OmService>;
+    let known = vec![(address(0), group.peers[0].clone() as Arc<dyn OmService>)];
+    let client = OmClient::with_connector(known, Box::new(connect));
+    client.learn(&address(1));
+    client.learn(&address(1));
+    call_om(&*client, release(1)).await.unwrap();
+    assert_eq!(group.calls()[1], 1);
+    // A sole peer has no others.
+    OmClient::sole(group.peers[0].clone()).learn(&address(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn session_that_ended_after_a_lost_answer_leaves_the_outcome_unknown() {
     let group = group(vec![vec![Mood::Leads(0), Mood::LosesAnswer(1), Mood::SessionEnded]]);
     let session = Session::open(group.client.clone()).await.unwrap();

@@ -39,6 +39,12 @@ const TIME: &str = "x-ferrozone-time";
 const NONCE: &str = "x-ferrozone-nonce";
 const DIGEST: &str = "x-ferrozone-digest";
 const MAC: &str = "x-ferrozone-mac";
+const PROTOCOL_HEADER: &str = "x-ferrozone-protocol";
+
+/// What nodes speak to one another. Raised by every change that an older node would misunderstand.
+const PROTOCOL: u32 = 1;
+/// The oldest that this version understands: that of the version before, so that nodes are replaced one by one.
+const PROTOCOL_MIN: u32 = 1;
 
 /// What a call's proof is for: a proof of another kind never passes for a call.
 const CALL: &str = "ferrozone call 2";
@@ -73,6 +79,15 @@ pub(crate) enum AuthError {
     /// It names another cluster.
     #[error("the call belongs to another cluster: does the configuration name nodes of two clusters?")]
     OtherCluster,
+    /// It comes from a version that is too far away.
+    #[error(
+        "the caller speaks protocol {theirs}, this node {PROTOCOL_MIN} to {PROTOCOL}: their versions of ferrozone are too far \
+         apart; bring all nodes to one version, one release after the other"
+    )]
+    OtherProtocol {
+        /// What the caller speaks; 0 if it does not say.
+        theirs: u32,
+    },
     /// The proof is wrong.
     #[error("the call's proof is wrong: is the cluster key the same on all nodes?")]
     Forged,
@@ -149,6 +164,7 @@ pub(crate) fn sign(key: &ClusterKey, call: CallHead<'_>) -> HeaderMap {
         (NONCE, hex::encode(call.nonce)),
         (DIGEST, hex::encode(call.digest)),
         (MAC, hex::encode(mac)),
+        (PROTOCOL_HEADER, PROTOCOL.to_string()),
     ])
 }
 
@@ -272,6 +288,12 @@ impl Verifier {
         if text(CLUSTER)? != self.key.id.to_string() {
             return Err(AuthError::OtherCluster);
         }
+        // Before the proof, whose form may be another there. It is no secret, and changing it opens nothing.
+        let theirs =
+            headers.get(PROTOCOL_HEADER).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
+        if !(PROTOCOL_MIN..=PROTOCOL).contains(&theirs) {
+            return Err(AuthError::OtherProtocol { theirs });
+        }
         let (from, to) = (text(FROM)?, text(TO)?);
         let time_ms: UnixMs = text(TIME)?.parse().map_err(|_| AuthError::Missing)?;
         let nonce: Nonce = bytes_of(Some(text(NONCE)?)).ok_or(AuthError::Missing)?;
@@ -312,6 +334,7 @@ impl Verifier {
         let reason = match error {
             AuthError::Missing => "missing",
             AuthError::OtherCluster => "other_cluster",
+            AuthError::OtherProtocol { .. } => "other_protocol",
             AuthError::Forged => "forged",
             AuthError::OtherReceiver(_) => "other_receiver",
             AuthError::Skewed { .. } => "clock_off",
@@ -476,6 +499,16 @@ mod tests {
         let mut other = good.clone();
         other.insert(CLUSTER, HeaderValue::from_static("11111111-1111-1111-1111-111111111111"));
         assert_eq!(refuse(&other, "POST", "/om/v1"), AuthError::OtherCluster);
+        for (value, theirs) in [("7", 7), ("x", 0)] {
+            let mut newer = good.clone();
+            newer.insert(PROTOCOL_HEADER, HeaderValue::from_static(value));
+            let refusal = refuse(&newer, "POST", "/om/v1");
+            assert_eq!(refusal, AuthError::OtherProtocol { theirs });
+            assert!(
+                refusal.to_string().contains("too far apart; bring all nodes to one version"),
+                "{refusal}"
+            );
+        }
         let early = signed(&key(1), "om1:9002", NOW_MS + CLOCK_SKEW_MS + 1, 4);
         let off_ms = CLOCK_SKEW_MS as i64 + 1;
         assert_eq!(refuse(&early, "POST", "/om/v1"), AuthError::Skewed { off_ms });

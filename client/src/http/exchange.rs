@@ -218,7 +218,9 @@ impl From<AuthError> for Refusal {
     fn from(error: AuthError) -> Self {
         let status = match error {
             AuthError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-            AuthError::OtherCluster | AuthError::OtherReceiver(_) => StatusCode::FORBIDDEN,
+            AuthError::OtherCluster | AuthError::OtherReceiver(_) | AuthError::OtherProtocol { .. } => {
+                StatusCode::FORBIDDEN
+            }
             AuthError::Missing
             | AuthError::Forged
             | AuthError::Skewed { .. }

@@ -55,6 +55,10 @@ impl ApiError {
     /// From OM's answer.
     pub(crate) fn om(error: CallError) -> Self {
         match error {
+            // The call was understood, and the group's state does not allow it.
+            CallError::Failed(failure) if failure.status == Status::Invalid => {
+                Self::Conflict(failure.message)
+            }
             CallError::Failed(failure) => Self::Failed { service: "om", failure },
             CallError::Rejected(rejection) => match &rejection {
                 Rejection::NoSuchBucket

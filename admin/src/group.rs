@@ -1,14 +1,21 @@
 //! The Raft groups of OM and SCM and their members.
 
+use std::time::Duration;
+
 use serde::Deserialize;
+use tokio::time::timeout;
 use wire::group::{GroupInfo, Member, MemberInfo, MemberRole, MembershipChange};
-use wire::operator::{GetGroup, TransferLeadership};
+use wire::operator::{GetGroup, GetOmOverview, GetScmOverview, TransferLeadership};
 
 use crate::api::{Answer, Call, Operators, json};
 use crate::error::ApiError;
 
+/// A leader that is there answers within this.
+const LEADER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Which of the two.
 #[derive(Clone, Copy)]
-enum Group {
+pub(crate) enum Group {
     Om,
     Scm,
 }
@@ -22,10 +29,29 @@ fn group(call: &Call) -> Result<Group, ApiError> {
     }
 }
 
-async fn info(operators: &Operators, group: Group) -> Result<GroupInfo, ApiError> {
-    match group {
-        Group::Om => operators.om(GetGroup {}).await,
-        Group::Scm => operators.scm(GetGroup {}).await,
+/// The group as its leader sees it; if nobody leads, as any replica does. A replica that waits to be added, or has just been
+/// removed, answers too and knows little.
+pub(crate) async fn info(operators: &Operators, group: Group) -> Result<GroupInfo, ApiError> {
+    let ask = || async {
+        match group {
+            Group::Om => operators.om(GetGroup {}).await,
+            Group::Scm => operators.scm(GetGroup {}).await,
+        }
+    };
+    let found = ask().await?;
+    if found.leader == Some(found.raft_id) {
+        return Ok(found);
+    }
+    // Only a leader answers this: afterwards it is the one that is asked first.
+    let lead = async {
+        match group {
+            Group::Om => operators.om(GetOmOverview {}).await.map(drop),
+            Group::Scm => operators.scm(GetScmOverview {}).await.map(drop),
+        }
+    };
+    match timeout(LEADER_PATIENCE, lead).await {
+        Ok(Ok(())) => ask().await,
+        _ => Ok(found),
     }
 }
 

@@ -9,15 +9,16 @@ use std::time::Duration;
 use futures_util::future::join;
 use futures_util::join;
 use tokio::time::timeout;
+use wire::block::Replication;
 use wire::clock::{self, UnixMs};
 use wire::group::{GroupInfo, MemberRole};
 use wire::operator::{
-    DatanodeInfo, GetGroup, GetOmOverview, GetRepair, GetScmOverview, ListDatanodes, LivenessInfo,
-    OperationalInfo,
+    DatanodeInfo, GetOmOverview, GetRepair, GetScmOverview, ListDatanodes, LivenessInfo, OperationalInfo,
 };
 
 use crate::api::{Answer, Call, Operators, json};
 use crate::error::ApiError;
+use crate::group::{self, Group};
 use crate::view::{ClusterStatus, Problem, Severity};
 
 /// A part that has not answered by then is reported as silent. Elections take one to two seconds.
@@ -28,7 +29,8 @@ const DELETION_LATE_MS: u64 = 2 * 3600 * 1000;
 const DISK_FULL_PERCENT: u64 = 90;
 
 pub(crate) async fn get(operators: &Operators, _call: &Call) -> Answer {
-    let (om_group, scm_group) = (patient(operators.om(GetGroup {})), patient(operators.scm(GetGroup {})));
+    let om_group = patient(group::info(operators, Group::Om));
+    let scm_group = patient(group::info(operators, Group::Scm));
     let om = patient(operators.om(GetOmOverview {}));
     let scm = patient(operators.scm(GetScmOverview {}));
     let datanodes = patient(operators.scm(ListDatanodes {}));
@@ -89,9 +91,16 @@ fn judged(mut status: ClusterStatus, now_ms: UnixMs) -> ClusterStatus {
         judge_datanode(datanode, &mut found);
     }
     if let Some(scm) = &status.scm {
-        let awaiting = scm.awaiting.iter();
+        // What new keys do not ask for keeps nobody waiting: a cluster of one datanode is a whole one.
+        let is_asked_for = |what: &&String| {
+            let only_one = status.om.as_ref().is_some_and(|om| om.default_replication == Replication::One);
+            !(only_one && what.starts_with("replication THREE"))
+        };
         found.extend(
-            awaiting.map(|what| critical(format!("writes wait: {what}"), "ferrozone admin datanode list")),
+            scm.awaiting
+                .iter()
+                .filter(is_asked_for)
+                .map(|what| critical(format!("writes wait: {what}"), "ferrozone admin datanode list")),
         );
     }
     if let Some(repair) = &status.repair {
@@ -158,7 +167,7 @@ fn judge_group(group: &GroupInfo, found: &mut Vec<Problem>) {
     if voters == 2 {
         found.push(warning(
             format!("{name} has two voters: it stops when either of them does"),
-            "add a third: ferrozone cluster add-node, then ferrozone admin om add-peer and scm add-peer",
+            "add a third: ferrozone cluster add-node, then ferrozone admin add-node",
         ));
     }
 }

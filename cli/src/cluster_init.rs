@@ -405,9 +405,7 @@ fn node_toml(plan: &Plan, nodes: &Nodes, cluster: &Cluster) -> String {
         ));
     }
     if let Some((raft_id, incarnation)) = plan.joining {
-        text.push_str(
-            "\n# This replica waits to be added: `ferrozone admin replace-node`, or `om add-peer` and `scm add-peer`.\n",
-        );
+        text.push_str("\n# This replica waits to be added: `ferrozone admin add-node` or `replace-node`.\n");
         for role in [Role::Om, Role::Scm].into_iter().filter(|role| plan.roles.contains(role)) {
             text.push_str(&format!(
                 "[{}]\njoin = true\nraft_id = {raft_id}\nincarnation = \"{incarnation}\"\n",
@@ -479,9 +477,8 @@ fn tell_added(out: &Path, plan: &Plan) -> String {
     );
     if let Some((raft_id, _)) = plan.joining {
         text.push_str(&format!(
-            "It has raft id {raft_id} and waits to be added. With --config of a running node, to stand beside the others:\n  \
-             ferrozone admin om add-peer {dir}/node.toml; ferrozone admin scm add-peer {dir}/node.toml\n\
-             or in the place of a lost one:\n  ferrozone admin replace-node LOST {dir}/node.toml\n"
+            "It has raft id {raft_id} and waits to be added: ferrozone admin add-node {dir}/node.toml\n\
+             or, in the place of a lost one: ferrozone admin replace-node LOST {dir}/node.toml\n"
         ));
     }
     text

@@ -10,6 +10,7 @@ mod bench;
 mod certificates;
 mod cluster_init;
 mod config;
+mod contacts;
 mod env;
 mod identity;
 mod reach;

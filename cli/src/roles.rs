@@ -15,6 +15,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use admin::Readiness;
 use anyhow::Context;
@@ -24,7 +25,7 @@ use client::http::{
     self, DatanodeStub, OmStub, ScmStub, Transport as Stubs, TransportConfig, Verifier, datanode_router,
     om_router, scm_router,
 };
-use client::service::{DatanodeService, Datanodes, OmService, ScmService};
+use client::service::{DatanodeService, Datanodes, OmService, ScmService, call_om, call_scm};
 use consensus::{Marker, PeerEndpoint, PeerTransport, Place};
 use datanode::DatanodeConfig;
 use meta::OmConfig;
@@ -37,15 +38,19 @@ use wire::block::DatanodeAddress;
 use wire::cluster_key::ClusterKey;
 use wire::host::HostPort;
 use wire::limits::BLOCK_BYTES_MAX;
+use wire::operator::GetGroup;
 
 use crate::backup::LocalBackups;
 use crate::config::{Config, Transport};
+use crate::contacts;
 use crate::identity::Cluster;
 use crate::server::{Unusable, bind, tls_of};
 use crate::topology::{Group, Role};
 
 /// A segment of SCM's log.
 const SCM_LOG_SEGMENT_BYTES: u64 = 16 << 20;
+/// A twin on the same network answers a question within this.
+const TWIN_PATIENCE: Duration = Duration::from_secs(1);
 /// Containers this small (tests) still hold several blocks.
 const BLOCKS_PER_CONTAINER_MIN: u64 = 4;
 
@@ -72,6 +77,7 @@ impl Roles {
     ) -> anyhow::Result<Self> {
         let key = cluster.key()?;
         let cluster_key = ClusterKey::new(cluster.id, key);
+        refuse_twin(config, &cluster_key).await?;
         let listener = match config.internal.transport {
             Transport::InProcess if !config.is_cluster() => None,
             _ => Some(bind("internal.address", config.internal.address).await?),
@@ -88,7 +94,9 @@ impl Roles {
             }
             false => None,
         };
-        let scm = network.scm(config, scm_role.clone());
+        let contacts_file = contacts::file(&config.data_dir);
+        let contacts = if config.is_cluster() { contacts::read(&contacts_file) } else { Vec::new() };
+        let scm = network.scm(config, scm_role.clone(), &contacts);
         readiness.wait_for("the ozone manager");
         let om_role = match config.has_role(Role::Om) {
             true => {
@@ -99,7 +107,12 @@ impl Roles {
             }
             false => None,
         };
-        let om = network.om(config, om_role.clone());
+        let om = network.om(config, om_role.clone(), &contacts);
+        if config.is_cluster() {
+            let configured = config.meta.iter().map(|meta| meta.address.clone()).collect();
+            let keeping = contacts::keep(om.clone(), scm.clone(), configured, contacts_file);
+            tokio::spawn(stopping.clone().run_until_cancelled_owned(keeping));
+        }
 
         readiness.wait_for("the datanode");
         let datanode = match config.has_role(Role::Datanode) {
@@ -161,6 +174,39 @@ impl Roles {
     }
 }
 
+/// Refuses to start a replica whose place another process holds: nobody may answer at this node's own address before it
+/// listens there. Two replicas under one raft id, one of them from a copied directory, would vote twice.
+async fn refuse_twin(config: &Config, key: &ClusterKey) -> anyhow::Result<()> {
+    let has_replica = config.has_role(Role::Om) || config.has_role(Role::Scm);
+    let Some(address) = config.advertised()?.filter(|_| config.is_cluster() && has_replica) else {
+        return Ok(());
+    };
+    let internal = &config.internal;
+    let tls = match internal.tls {
+        true => tls_of(&internal.certificate, &internal.key, internal.ca.clone())?,
+        false => None,
+    };
+    let stubs =
+        Stubs::of_node(TransportConfig { tls, ..TransportConfig::new(key.clone(), &config.node.name) });
+    let asked = async {
+        let om = OmStub::new(stubs.clone(), address.clone());
+        let scm = ScmStub::new(stubs.clone(), address.clone());
+        match call_om(&om, GetGroup {}).await {
+            Ok(group) => Some(group),
+            Err(_) => call_scm(&scm, GetGroup {}).await.ok(),
+        }
+    };
+    // Whoever is slow to answer will be found by the listener, or by the others' refusals.
+    let Ok(Some(group)) = tokio::time::timeout(TWIN_PATIENCE, asked).await else { return Ok(()) };
+    let refusal = anyhow::anyhow!(
+        "a replica with raft id {} answers at {address}, this node's own address, before this node has started: is another \
+         server running from this directory or a copy of it? Stop one of the two; a node of its own is made by `ferrozone \
+         cluster add-node`",
+        group.raft_id
+    );
+    Err(refusal.context(Unusable))
+}
+
 /// How this node reaches others and is reached by them.
 struct Network {
     /// Certificates, where nodes speak TLS to one another.
@@ -202,8 +248,20 @@ impl Network {
         })
     }
 
+    /// Where replicas of a group may be: those the cluster was made with, this one, and those remembered.
+    fn addresses(&self, config: &Config, has_replica: bool, contacts: &[HostPort]) -> Vec<HostPort> {
+        let own = self.advertised.iter().filter(|_| has_replica);
+        let mut addresses: Vec<HostPort> = Vec::new();
+        for address in config.meta.iter().map(|meta| &meta.address).chain(own).chain(contacts) {
+            if !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        addresses
+    }
+
     /// OM: the peers of the configuration, this process among them if it is one, and whoever they name as leader.
-    fn om(&self, config: &Config, local: Option<Arc<meta::Om>>) -> Arc<dyn OmService> {
+    fn om(&self, config: &Config, local: Option<Arc<meta::Om>>, contacts: &[HostPort]) -> Arc<OmClient> {
         let own = self.advertised.clone();
         let connect = {
             let (stubs, local) = (self.stubs.clone(), local.clone());
@@ -216,20 +274,24 @@ impl Network {
                 }
             }
         };
-        match (config.is_cluster(), local) {
+        match (config.is_cluster(), local.clone()) {
             (false, Some(local)) => match (&self.stubs, &self.advertised) {
                 (Some(stubs), Some(own)) => OmClient::sole(Arc::new(OmStub::new(stubs.clone(), own.clone()))),
                 _ => OmClient::sole(local),
             },
             _ => {
-                let peers = config.meta.iter().map(|meta| (meta.address.clone(), connect(&meta.address)));
+                let addresses = self.addresses(config, local.is_some(), contacts);
+                let peers = addresses.into_iter().map(|address| {
+                    let service = connect(&address);
+                    (address, service)
+                });
                 OmClient::with_connector(peers.collect(), Box::new(connect))
             }
         }
     }
 
     /// SCM, likewise.
-    fn scm(&self, config: &Config, local: Option<Arc<scm::Scm>>) -> Arc<dyn ScmService> {
+    fn scm(&self, config: &Config, local: Option<Arc<scm::Scm>>, contacts: &[HostPort]) -> Arc<ScmClient> {
         let own = self.advertised.clone();
         let connect = {
             let (stubs, local) = (self.stubs.clone(), local.clone());
@@ -242,7 +304,7 @@ impl Network {
                 }
             }
         };
-        match (config.is_cluster(), local) {
+        match (config.is_cluster(), local.clone()) {
             (false, Some(local)) => match (&self.stubs, &self.advertised) {
                 (Some(stubs), Some(own)) => {
                     ScmClient::sole(Arc::new(ScmStub::new(stubs.clone(), own.clone())))
@@ -250,7 +312,11 @@ impl Network {
                 _ => ScmClient::sole(local),
             },
             _ => {
-                let peers = config.meta.iter().map(|meta| (meta.address.clone(), connect(&meta.address)));
+                let addresses = self.addresses(config, local.is_some(), contacts);
+                let peers = addresses.into_iter().map(|address| {
+                    let service = connect(&address);
+                    (address, service)
+                });
                 ScmClient::with_connector(peers.collect(), Box::new(connect))
             }
         }

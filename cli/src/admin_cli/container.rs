@@ -4,11 +4,16 @@ use admin::view::Page;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use wire::clock::{self, UnixMs};
-use wire::operator::{ContainerDetails, ContainerHealth, ContainerKey, LivenessInfo, Raised, ReplicaInfo};
+use wire::operator::{
+    ContainerDetails, ContainerHealth, ContainerKey, LivenessInfo, PAGE_MAX, Raised, ReplicaInfo,
+};
 
 use super::{Screen, with_query, word};
 use crate::reach::read;
 use crate::show::{ago, count, fields, replica_count, short, size, table};
+
+/// Keys shown where no number is named.
+const KEYS_DEFAULT: u32 = 100;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ContainerCommand {
@@ -35,6 +40,9 @@ pub(super) enum ContainerCommand {
     Keys {
         /// Its id.
         id: u64,
+        /// Also blocks that were freed and wait for their deletion.
+        #[arg(long)]
+        freed: bool,
         #[command(flatten)]
         page: PageArgs,
     },
@@ -96,13 +104,11 @@ pub(super) async fn run(screen: &Screen, command: ContainerCommand) -> anyhow::R
                 })
                 .await
         }
-        ContainerCommand::Keys { id, page } => {
-            let path = with_query(&format!("/api/v1/containers/{id}/keys"), &page.query());
-            screen
-                .show(&path, |page: Page<ContainerKey>| {
-                    format!("{}{}", keys_text(&page.items), more(&page.next))
-                })
-                .await
+        ContainerCommand::Keys { id, freed, page } => {
+            let found = keys(screen, id, freed, page).await?;
+            screen.print(serde_json::to_value(&found)?, |_| {
+                Ok(format!("{}{}", keys_text(&found.items), more(&found.next)))
+            })
         }
         ContainerCommand::Close { id } => {
             let answer = screen.api.ask("POST", &format!("/api/v1/containers/{id}/close"), None).await?;
@@ -112,6 +118,27 @@ pub(super) async fn run(screen: &Screen, command: ContainerCommand) -> anyhow::R
             )
         }
         ContainerCommand::Raise => raise(screen).await,
+    }
+}
+
+/// A page of keys. Freed blocks may be many between two that live: pages are asked for until this one is full.
+async fn keys(screen: &Screen, id: u64, freed: bool, page: PageArgs) -> anyhow::Result<Page<ContainerKey>> {
+    let max = page.max.unwrap_or(KEYS_DEFAULT) as usize;
+    let mut found: Page<ContainerKey> = Page { items: Vec::new(), next: page.after };
+    loop {
+        let query = [("after", found.next.take()), ("max", Some(PAGE_MAX.to_string()))];
+        let path = with_query(&format!("/api/v1/containers/{id}/keys"), &query);
+        let part: Page<ContainerKey> = screen.api.get(&path).await?;
+        found.items.extend(part.items.into_iter().filter(|key| freed || !key.is_freed));
+        if found.items.len() > max {
+            found.items.truncate(max);
+            found.next = found.items.last().map(|last| last.local.to_string());
+            return Ok(found);
+        }
+        if part.next.is_none() {
+            return Ok(found);
+        }
+        found.next = part.next;
     }
 }
 

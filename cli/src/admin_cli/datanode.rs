@@ -1,6 +1,6 @@
 //! `ferrozone admin datanode`: list, empty, send away, take back, strike off.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use admin::view::Loss;
 use clap::Subcommand;
@@ -114,7 +114,7 @@ fn id_of(answer: &Value) -> String {
 async fn settled(screen: &Screen, answer: &Value, wait: bool, wanted: OperationalInfo) -> anyhow::Result<()> {
     let path = path(&id_of(answer));
     let mut told = None;
-    let began = Instant::now();
+    let began = tokio::time::Instant::now();
     loop {
         let answer = screen.api.ask("GET", &path, None).await?;
         let datanode: DatanodeInfo = crate::reach::read(answer.clone())?;
@@ -213,6 +213,8 @@ fn health(datanode: &DatanodeInfo) -> String {
 }
 
 fn list_text(all: &[DatanodeInfo]) -> String {
+    let mut all: Vec<&DatanodeInfo> = all.iter().collect();
+    all.sort_by(|a, b| (&a.node, a.datanode.id).cmp(&(&b.node, b.datanode.id)));
     let rows = all.iter().map(|datanode| {
         let disks = &datanode.disks;
         let failed = disks.iter().filter(|disk| disk.is_failed).count();

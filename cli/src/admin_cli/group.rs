@@ -7,7 +7,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 use wire::block::Replication;
 use wire::clock::{self, UnixMs};
-use wire::group::{GroupInfo, MemberInfo};
+use wire::group::{GroupInfo, Member, MemberInfo};
 use wire::operator::{OmOverview, ScmOverview};
 
 use super::membership::{self, NewPeer, Patience};
@@ -179,6 +179,11 @@ async fn show(screen: &Screen, service: Service) -> anyhow::Result<()> {
     })
 }
 
+/// A member's name for people. A server that is a cluster of its own has none in its group.
+pub(super) fn member_name(member: &Member) -> String {
+    if member.node.is_empty() { format!("replica {}", member.raft_id) } else { member.node.clone() }
+}
+
 /// A member by its node's name or raft id.
 pub(super) fn find<'a>(group: &'a GroupInfo, peer: &str) -> anyhow::Result<&'a MemberInfo> {
     let named: Vec<&MemberInfo> = group.members.iter().filter(|member| member.member.node == peer).collect();
@@ -193,7 +198,7 @@ pub(super) fn find<'a>(group: &'a GroupInfo, peer: &str) -> anyhow::Result<&'a M
         let known: Vec<String> = group
             .members
             .iter()
-            .map(|member| format!("{} ({})", member.member.node, member.member.raft_id))
+            .map(|member| format!("{} ({})", member_name(&member.member), member.member.raft_id))
             .collect();
         format!("{} has no one member {peer:?}; it has {}", group.group, known.join(", "))
     })
@@ -249,7 +254,7 @@ pub(super) fn group_text(group: &GroupInfo) -> String {
         };
         vec![
             member.member.raft_id.to_string(),
-            member.member.node.clone(),
+            member_name(&member.member),
             member.member.address.to_string(),
             word(&member.role),
             health.to_owned(),

@@ -14,7 +14,7 @@
 //! Not here: joint consensus, catching up (the crate `consensus`).
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -26,10 +26,11 @@ use super::group::{Service, group_text};
 use crate::config::{Config, Span};
 use crate::identity::Cluster;
 use crate::reach::Refusal;
-use crate::show::count;
 
 /// Between two looks at a replica that catches up.
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
+/// A leader that took over is found by the others within this.
+const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// A replica so few entries behind is caught up: entries go on coming.
 const BEHIND_MAX: u64 = 100;
 
@@ -100,7 +101,7 @@ pub(super) async fn add(
         screen.api.ask("POST", &format!("{}/members", service.path()), Some(body)).await?;
         say(service, member, "added as a learner");
     }
-    let began = Instant::now();
+    let began = tokio::time::Instant::now();
     let mut told = String::new();
     loop {
         let group: GroupInfo = screen.api.get(&service.path()).await?;
@@ -166,7 +167,7 @@ fn progress(group: &GroupInfo, info: &MemberInfo) -> Progress {
         (Some(true), Some(held)) => {
             Progress::Behind(format!("catches up: entry {held} of {}", group.log_last_index))
         }
-        (Some(false), _) => Progress::Away("does not answer yet: start its server".to_owned()),
+        (Some(false), _) => Progress::Away("is waited for: its server must run".to_owned()),
         _ => Progress::Away("nobody leads at the moment".to_owned()),
     }
 }
@@ -195,59 +196,102 @@ pub(super) async fn remove(
     screen.api.ask("DELETE", &path, None).await.map(drop)
 }
 
-/// Hands leadership on.
+/// Hands leadership on, and waits until the new leader speaks.
 pub(super) async fn transfer(screen: &Screen, service: Service, raft_id: Option<u64>) -> anyhow::Result<()> {
     let body = json!({ "raft_id": raft_id });
-    screen.api.ask("POST", &format!("{}/transfer", service.path()), Some(body)).await.map(drop)
+    screen.api.ask("POST", &format!("{}/transfer", service.path()), Some(body)).await?;
+    let began = tokio::time::Instant::now();
+    while began.elapsed() < LEADER_PATIENCE {
+        let group: GroupInfo = screen.api.get(&service.path()).await?;
+        // A follower does not know how far the others are, and a new leader does not at once.
+        let speaks_itself = group.leader == Some(group.raft_id)
+            && group.members.iter().any(|info| info.is_leader && info.member.raft_id == group.raft_id);
+        if speaks_itself && raft_id.is_none_or(|raft_id| group.raft_id == raft_id) {
+            break;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
 }
 
-/// Adds the new node to both groups, and removes the old one from them.
-pub(super) async fn replace_node(
+/// A node on its way into the groups.
+struct Joining {
+    service: Service,
+    member: Member,
+    /// Raft ids of the one whose place it takes.
+    lost: Vec<u64>,
+}
+
+/// Adds a node to the groups of the roles it has; with `old`, removes that one from them afterwards.
+pub(super) async fn add_node(
     screen: &Screen,
-    old: &str,
     new: &Path,
+    old: Option<&str>,
     patience: &Patience,
 ) -> anyhow::Result<()> {
-    let mut members = Vec::new();
+    let mut all = Vec::new();
     for service in [Service::Scm, Service::Om] {
-        if let Some(member) = waiting_member(screen, new, service)? {
-            let group: GroupInfo = screen.api.get(&service.path()).await?;
-            let lost: Vec<u64> = group
-                .members
-                .iter()
-                .filter(|info| info.member.node == old)
-                .map(|info| info.member.raft_id)
-                .collect();
-            let is_known = standing(&group, &member)?.is_some();
-            // Given again after it was done, it finds the new one in the old one's place.
-            if lost.is_empty() && !is_known {
-                super::group::find(&group, old)?;
-            }
-            members.push((service, member, lost));
+        let Some(member) = waiting_member(screen, new, service)? else { continue };
+        let group: GroupInfo = screen.api.get(&service.path()).await?;
+        let is_old = |info: &&MemberInfo| old == Some(info.member.node.as_str());
+        let lost: Vec<u64> = group.members.iter().filter(is_old).map(|info| info.member.raft_id).collect();
+        // Given again after it was done, the command finds the new one in the old one's place.
+        if let Some(old) = old.filter(|_| lost.is_empty())
+            && standing(&group, &member)?.is_none()
+        {
+            super::group::find(&group, old)?;
         }
+        all.push(Joining { service, member, lost });
     }
-    if members.is_empty() {
+    if all.is_empty() {
         bail!(
-            "{} has neither om nor scm: a datanode needs no replacing, start it and forget the lost one",
+            "{} has neither om nor scm: start its server, nothing is to be added; a lost datanode is struck off by `ferrozone \
+             admin datanode forget`",
             new.display()
         );
     }
-    for (service, member, _) in &members {
+    for Joining { service, member, .. } in &all {
         add(screen, *service, member, patience).await?;
     }
-    for (service, member, lost) in &members {
+    for Joining { service, member, lost } in &all {
         for raft_id in lost.iter().filter(|raft_id| **raft_id != member.raft_id) {
             remove(screen, *service, *raft_id, false).await?;
-            eprintln!("{}: {old} (raft id {raft_id}): removed", service.name());
+            eprintln!("{}: {} (raft id {raft_id}): removed", service.name(), old.unwrap_or_default());
         }
     }
+    show_both(screen).await
+}
+
+/// Removes a node from both groups.
+pub(super) async fn remove_node(screen: &Screen, node: &str, force: bool) -> anyhow::Result<()> {
+    let mut found = Vec::new();
+    for service in [Service::Scm, Service::Om] {
+        let group: GroupInfo = screen.api.get(&service.path()).await?;
+        if let Ok(member) = super::group::find(&group, node) {
+            found.push((service, member.member.raft_id));
+        }
+    }
+    if found.is_empty() {
+        let message =
+            format!("neither om nor scm has one member {node:?}: `ferrozone admin om members` lists them");
+        return Err(Refusal { code: "not_found".to_owned(), message }.into());
+    }
+    for (service, raft_id) in found {
+        remove(screen, service, raft_id, force).await?;
+    }
+    show_both(screen).await
+}
+
+async fn show_both(screen: &Screen) -> anyhow::Result<()> {
     let mut answers = serde_json::Map::new();
     let mut text = String::new();
-    for (service, _, lost) in &members {
+    for service in [Service::Om, Service::Scm] {
         let answer = screen.api.ask("GET", &service.path(), None).await?;
+        if !text.is_empty() {
+            text.push('\n');
+        }
         text.push_str(&group_text(&crate::reach::read(answer.clone())?));
         answers.insert(service.name().to_owned(), answer);
-        debug_assert!(lost.len() <= 1, "{}", count(lost.len() as u64, "member"));
     }
     screen.print(answers.into(), |_| Ok(text))
 }
@@ -270,7 +314,7 @@ mod tests {
         info.match_index = Some(4950);
         assert!(matches!(progress(&group, &info), Progress::Ready));
         info.is_active = Some(false);
-        assert!(matches!(progress(&group, &info), Progress::Away(word) if word.contains("start its server")));
+        assert!(matches!(progress(&group, &info), Progress::Away(word) if word.contains("must run")));
         (info.is_active, info.match_index) = (None, None);
         assert!(matches!(progress(&group, &info), Progress::Away(_)));
     }

@@ -54,6 +54,22 @@ enum AdminCommand {
     /// The Storage Container Manager: its state, its Raft group, its members.
     #[command(subcommand)]
     Scm(group::GroupCommand),
+    /// Add a node with OM and SCM to both groups: it catches up first, then it votes.
+    AddNode {
+        /// The new node's configuration, as `ferrozone cluster add-node` made it.
+        #[arg(value_name = "NODE_TOML")]
+        new: PathBuf,
+        #[command(flatten)]
+        patience: membership::Patience,
+    },
+    /// Remove a node from both groups. What its datanode holds is not touched.
+    RemoveNode {
+        /// Its name or raft id.
+        node: String,
+        /// Even if fewer failures are survived then, or the rest has no active majority.
+        #[arg(long)]
+        force: bool,
+    },
     /// Put a new node in a lost one's place, in both groups.
     ReplaceNode {
         /// The lost node's name.
@@ -94,8 +110,12 @@ pub(crate) async fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
         AdminCommand::Status { check } => return status::run(&screen, check).await,
         AdminCommand::Om(command) => group::run_om(&screen, command).await?,
         AdminCommand::Scm(command) => group::run(&screen, group::Service::Scm, command).await?,
+        AdminCommand::AddNode { new, patience } => {
+            membership::add_node(&screen, &new, None, &patience).await?;
+        }
+        AdminCommand::RemoveNode { node, force } => membership::remove_node(&screen, &node, force).await?,
         AdminCommand::ReplaceNode { old, new, patience } => {
-            membership::replace_node(&screen, &old, &new, &patience).await?;
+            membership::add_node(&screen, &new, Some(&old), &patience).await?;
         }
         AdminCommand::Datanode(command) => datanode::run(&screen, command).await?,
         AdminCommand::Container(command) => container::run(&screen, command).await?,

@@ -99,7 +99,7 @@ fn group(group: &GroupInfo) -> String {
     let of_role = |role: MemberRole| group.members.iter().filter(|member| member.role == role).count() as u64;
     let leader = group.members.iter().find(|member| Some(member.member.raft_id) == group.leader);
     let leader = match leader {
-        Some(leader) => format!("{} leads", leader.member.node),
+        Some(leader) => format!("{} leads", super::group::member_name(&leader.member)),
         None if group.leader.is_some() => "a removed member leads".to_owned(),
         None => "nobody leads".to_owned(),
     };

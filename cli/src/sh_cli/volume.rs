@@ -181,7 +181,7 @@ mod tests {
             buckets: 12,
         };
         assert_eq!(
-            list_text(&[volume.clone()], 5000),
+            list_text(std::slice::from_ref(&volume), 5000),
             "VOLUME  OWNER             BUCKETS  BOUND     USED    BOUND  CREATED\n\
              sales   0123456789abc...       12      -  1.0 GiB  1.0 TiB  5 s ago\n"
         );

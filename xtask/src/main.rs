@@ -17,6 +17,7 @@ mod corpus;
 mod counts;
 mod failover;
 mod million;
+mod operations;
 mod process;
 mod repair;
 mod replace;
@@ -72,6 +73,8 @@ enum Command {
     BenchCluster(bench::cluster::Arguments),
     /// OM with one voter and millions of keys: rate, memory, files, listings, restart after SIGKILL.
     BenchKeys(bench::keys::Arguments),
+    /// Run every command of docs/operations.md against a cluster on loopback.
+    Operations(OperationsArguments),
 }
 
 /// What `ci` leaves out.
@@ -165,6 +168,17 @@ pub(crate) struct ComposeArguments {
     /// Seconds after which it has failed.
     #[arg(long, default_value_t = 900)]
     deadline: u64,
+}
+
+/// What `operations` runs.
+#[derive(Debug, Args, Default)]
+pub(crate) struct OperationsArguments {
+    /// Use this server binary instead of building a debug one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Print what every command says.
+    #[arg(long)]
+    verbose: bool,
 }
 
 /// What `test` runs.
@@ -272,6 +286,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Repair(arguments) => repair::run(&workspace, &arguments),
         Command::Replace(arguments) => replace::run(&workspace, &arguments),
         Command::ComposeTest(arguments) => compose::run(&workspace, &arguments),
+        Command::Operations(arguments) => operations::run(&workspace, &arguments),
         Command::RestartMillion(arguments) => million::run(&workspace, &arguments),
         Command::BenchOm(arguments) => {
             bench::optimised(&workspace, || bench::om::run(&workspace, &arguments))

@@ -14,11 +14,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use crate::TestArguments;
 use crate::counts::{self, Counts};
+use crate::operations;
 use crate::process;
 use crate::venv::Venv;
 use crate::workspace::Workspace;
+use crate::{OperationsArguments, TestArguments};
 
 /// Tests that the HTTP transport between the services must pass too: pytest's name for them.
 const HTTP_SELECTION: &str = "transports";
@@ -35,6 +36,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Co
     }
     if !arguments.rust_only {
         total += python(workspace, arguments)?;
+    }
+    if !arguments.rust_only && arguments.over.is_none() {
+        // The manual counts as one test: a command of it rests on those before.
+        let passed = operations::run(workspace, &OperationsArguments::default())?;
+        total += Counts { passed: u64::from(passed), failed: u64::from(!passed) };
     }
     Ok(total)
 }

@@ -4,13 +4,20 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
 use bytes::Bytes;
 use common::net::{Net, SnapshotFault, member};
 use common::{REGISTER, Registers};
-use consensus::{Group, GroupConfig, PeerEndpoint, ProposeError, RestoreError, Rows, SnapshotError};
+use consensus::{
+    Group, GroupConfig, GroupStatus, PeerEndpoint, PeerTransport, ProposeError, RestoreError, Rows,
+    SnapshotError, SnapshotStream,
+};
 use futures_util::stream;
-use wire::group::{MemberRole, MembershipChange};
-use wire::status::Status;
+use wire::group::{Member, MemberRole, MembershipChange};
+use wire::status::{Failure, Status};
 
 /// A log that forgets soon.
 fn forgetful(config: &mut GroupConfig) {
@@ -330,4 +337,101 @@ async fn a_group_of_one_process_is_restored_in_place() {
     let group = common::open(fresh.path()).await;
     assert_eq!(common::read(&group, "apple").await.as_deref(), Some("new"));
     group.shutdown().await;
+}
+
+/// A network that delivers at once, on the runtime's threads.
+#[derive(Default)]
+struct Direct {
+    endpoints: Mutex<BTreeMap<u64, Group<Registers>>>,
+    away: AtomicU64,
+}
+
+struct DirectEnd {
+    from: u64,
+    direct: Arc<Direct>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl DirectEnd {
+    fn endpoint(&self, to: u64) -> Option<Group<Registers>> {
+        let away = self.direct.away.load(Ordering::SeqCst);
+        let is_cut = away == to || away == self.from;
+        self.direct.endpoints.lock().unwrap().get(&to).filter(|_| !is_cut).cloned()
+    }
+}
+
+#[async_trait::async_trait]
+impl PeerTransport for DirectEnd {
+    fn send(&self, _group: &str, to: &Member, batch: Bytes) {
+        if let Some(endpoint) = self.endpoint(to.raft_id) {
+            self.runtime.spawn(async move {
+                let _ = endpoint.receive(batch).await;
+            });
+        }
+    }
+
+    async fn send_snapshot(
+        &self,
+        _group: &str,
+        to: &Member,
+        head: Bytes,
+        body: SnapshotStream,
+    ) -> Result<(), Failure> {
+        match self.endpoint(to.raft_id) {
+            Some(endpoint) => endpoint.receive_snapshot(head, body).await,
+            None => Err(Failure::new(Status::Retry, "the way is cut")),
+        }
+    }
+}
+
+/// As in a server: loops on threads of their own, time from the clock, disks of the machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_of_a_server_do_the_same() {
+    let direct = Arc::new(Direct::default());
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let voters: Vec<_> = (1..=3).map(member).collect();
+    for (raft_id, dir) in (1..).zip(&dirs) {
+        let end = DirectEnd {
+            from: raft_id,
+            direct: Arc::clone(&direct),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let mut config = GroupConfig {
+            raft_id,
+            incarnation: member(raft_id).incarnation,
+            member: Some(member(raft_id)),
+            voters: voters.clone(),
+            transport: Some(Arc::new(end)),
+            ..common::config(dir.path())
+        };
+        forgetful(&mut config);
+        let group = Group::open(config, Registers::new()).unwrap();
+        direct.endpoints.lock().unwrap().insert(raft_id, group);
+    }
+    let groups: Vec<_> = direct.endpoints.lock().unwrap().values().cloned().collect();
+    let leads = groups.iter().map(|group| Box::pin(group.wait_leader()));
+    futures_util::future::select_all(leads).await.0.unwrap();
+    let leader = groups.iter().find(|group| group.status().is_leader).unwrap();
+    let away = others(&[1, 2, 3], id(leader))[0];
+    direct.away.store(away, Ordering::SeqCst);
+    let last = groups[away as usize - 1].status().log_last_index;
+    let mut count = 0;
+    while leader.status().log_first_index <= last + 1 {
+        count += 1;
+        let _ = leader.propose(Bytes::from(format!("set r{} {}", count % 9, "x".repeat(400)))).await;
+    }
+    direct.away.store(0, Ordering::SeqCst);
+    let behind = &groups[away as usize - 1];
+    let is_there = |now: GroupStatus| {
+        now.log_first_index > last + 1 && now.applied_index >= leader.status().applied_index
+    };
+    while !is_there(behind.status()) {
+        tokio::task::yield_now().await;
+    }
+    let (one, other) = (leader.status(), behind.status());
+    assert!(one.applied_index != other.applied_index || one.state_hash == other.state_hash);
+    direct.endpoints.lock().unwrap().clear();
+    for group in &groups {
+        group.shutdown().await;
+    }
 }

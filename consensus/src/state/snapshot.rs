@@ -486,6 +486,8 @@ impl SnapshotReceiver {
         put_row(&txn, IDENTITY, &identity_row(&self.file.config))?;
         put_progress(&txn, &progress)?;
         txn.commit().map_err(StoreError::from)?;
+        // Only now all of it is on the disk: as much as the cache holds was not seen before.
+        self.file.check_room(self.free_min)?;
         // Closing writes once more; the sync behind it makes that durable too.
         self.db.close();
         let disk = &self.file.config.disk;

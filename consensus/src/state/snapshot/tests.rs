@@ -206,3 +206,31 @@ fn an_install_that_crashes_anywhere_leaves_the_old_or_the_new() {
     }
     assert!(seen[0] > 5 && seen[1] > 0, "{seen:?}");
 }
+
+#[test]
+fn a_full_disk_refuses_the_rows_and_keeps_its_reserve() {
+    let from = SimulatedDisk::new(256 << 20);
+    let (head, pieces) = streamed(source(&filled(&from, 1, 70, 60_000)));
+    let to = SimulatedDisk::new(64 << 20);
+    let old = filled(&to, 2, 3, 10);
+    let available = to.room().unwrap().available;
+    // What others need is left to them, from the beginning and on the way.
+    let decoded = SnapshotHead::decode(&head).unwrap();
+    for free_min in [available + 1, available - (2 << 20)] {
+        let slot = ReceiverSlot::default();
+        let outcome = SnapshotReceiver::begin(config(&to, 2), &slot, decoded.clone(), free_min).and_then(
+            |mut receiver| {
+                pieces.iter().try_for_each(|piece| receiver.push(piece))?;
+                receiver.finish()
+            },
+        );
+        let Err(refused) = outcome else { panic!("it took {available} bytes") };
+        assert!(matches!(refused, SnapshotError::File(OpenError::Full { .. })), "{refused}");
+        assert!(to.contents(STATE_NEW).is_none() && to.room().unwrap().available == available);
+    }
+    // A disk that is full all the same: the reserve is for others.
+    to.set_capacity((64 << 20) - available + (1 << 20));
+    assert!(receive(config(&to, 2), &head, &pieces).is_err());
+    assert_eq!(to.contents(crate::space::RESERVE).unwrap().len(), 1 << 20);
+    assert_eq!(count(&old), 10, "the old rows live on");
+}

@@ -198,6 +198,9 @@ pub struct Registered {
     pub heartbeat_interval_ms: u64,
     /// First things to do.
     pub commands: Vec<DatanodeCommand>,
+    /// The newest container there is: what a datanode lacks a disk for was opened no later.
+    #[serde(default)]
+    pub newest_container: ContainerId,
 }
 
 /// Every second: what changed since the last one that was answered.

@@ -5,7 +5,8 @@
 //! leader or a late message can do no harm. A command that cannot be finished yet is finished by the housekeeping.
 //!
 //! A command for a replica that is not here is answered all the same, so that SCM need not ask for ever: *dropped* if it
-//! is to go; an empty replica if it was never created, which only a datanode with all its disks can say; else *lost*.
+//! is to go; an empty replica if it was never created, which only a datanode with all its disks can say, or of containers
+//! opened since it registered; else *lost*.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -121,6 +122,8 @@ async fn register(
     node.told(&answers);
     *interval_ms = answer.heartbeat_interval_ms.clamp(*INTERVAL_MS_RANGE.start(), *INTERVAL_MS_RANGE.end());
     memory.full_at_ns = wire::clock::steady_ns();
+    // Before the keys, with which writes begin.
+    node.learn_newest(answer.newest_container);
     *node.keys.write() = Arc::new(answer.token_keys);
     node.is_registered.send_replace(true);
     tracing::info!(datanode = %node.id, "registered with SCM");
@@ -288,7 +291,7 @@ fn standing(
         node.answer(id, generation, ReplicaCondition::Dropped);
     } else if node.lost.lock().contains_key(&id) || node.copies.report(id).is_some() {
         // Its report says so.
-    } else if generation == FIRST_GENERATION && node.misses_nothing() {
+    } else if generation == FIRST_GENERATION && node.never_had(id) {
         // SCM has logged it as a member, and no writer has ever come here: as a replica it is empty, and no block is
         // acknowledged that it lacks. A copy (a later generation) must have been here before it counted.
         let replication = Replication::Three;

@@ -1,7 +1,9 @@
 //! Which disks a datanode has: a list on each of them, so that a disk that is missing is missed.
 //!
 //! A replica that is not found is one of three: never created here, lost with a disk, or not loaded. Only a datanode that
-//! has all its disks can say the first, and only then may an empty replica stand in for it.
+//! has all its disks can say the first, and only then may an empty replica begin; or if the container was opened after the
+//! datanode registered, since it cannot have been on a disk that was missing by then. So a disk that is gone for good need
+//! not be struck off the list: it bars nothing but containers of its own time.
 //!
 //! ```text
 //! "FzMember" | count u32 | 0 u32 | disk ids, 16 each | crc64 u64      (little-endian)

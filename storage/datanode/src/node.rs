@@ -51,6 +51,9 @@ pub(crate) struct Node {
     pub(crate) lost: Mutex<BTreeMap<ContainerId, ReplicaReport>>,
     /// All disks this datanode ever had were here at the start.
     is_whole: bool,
+    /// The newest container there was when this life registered first; until then, as high as can be. What is newer cannot
+    /// have been on a disk that is missing.
+    newest_at_start: AtomicU64,
     tombstones: Mutex<BTreeMap<ContainerId, Generation>>,
     /// Held while a replica comes or goes.
     pub(crate) creating: Mutex<()>,
@@ -122,6 +125,7 @@ impl Datanode {
                 failed_disks: opened.failed,
                 lost: Mutex::new(opened.lost),
                 is_whole: opened.is_whole,
+                newest_at_start: AtomicU64::new(u64::MAX),
                 tombstones: Mutex::new(opened.tombstones),
                 creating: Mutex::new(()),
                 copies: Copies::new(copies_max),
@@ -255,6 +259,11 @@ impl Node {
         if self.copies.is_running(claim.container) {
             return Err(BlockError::Refused(claim.container, "its replica here is being copied"));
         }
+        if !self.may_begin(claim.container) {
+            // A fresh one would pass for a replica that has all blocks.
+            self.answer(claim.container, claim.generation, ReplicaCondition::Lost);
+            return Err(BlockError::Refused(claim.container, "its replica may be on a disk that is missing"));
+        }
         self.create(claim.container, claim.generation, claim.replication)
     }
 
@@ -297,8 +306,21 @@ impl Node {
     }
 
     /// Whether a replica that is not found was never created: no disk is missing that could have had it.
-    pub(crate) fn misses_nothing(&self) -> bool {
-        self.is_whole && self.disks.iter().all(|disk| !disk.is_failed())
+    pub(crate) fn never_had(&self, id: ContainerId) -> bool {
+        self.may_begin(id) && self.disks.iter().all(|disk| !disk.is_failed())
+    }
+
+    /// Whether a replica that no working or failed disk knows of may come into being here: it was not on a disk that was
+    /// missing at the start.
+    fn may_begin(&self, id: ContainerId) -> bool {
+        self.is_whole || id.0 > self.newest_at_start.load(Ordering::SeqCst)
+    }
+
+    /// SCM has told which container is the newest. Only what it said first counts: later ones may begin here.
+    pub(crate) fn learn_newest(&self, newest: ContainerId) {
+        let order = Ordering::SeqCst;
+        // Known already: nothing to do.
+        let _ = self.newest_at_start.compare_exchange(u64::MAX, newest.0, order, order);
     }
 
     /// The replica of a lower generation; refused if there is one of this or a higher. Under `creating`.

@@ -13,7 +13,7 @@ use datanode::{Datanode, DatanodeConfig, OpenError};
 use futures_util::StreamExt;
 use platform::disk::DiskIo;
 use platform::simulated::{Faults, SimulatedDisk};
-use rig::{FakeScm, Rig, pattern, simulated};
+use rig::{FakeScm, NEWEST, Rig, pattern, simulated};
 use wire::chunk::ChunkRun;
 use wire::ids::{ClusterId, ContainerId, Generation, LocalId};
 use wire::scm::{DatanodeAction, ReplicaCondition, ReplicaReport, ScmRequest};
@@ -433,6 +433,36 @@ fn commands_for_what_was_never_here_end() {
         rig.restart(false).await;
         assert!(rig.report_of(1).unwrap().is_sealed);
         assert_eq!(rig.report_of(2).unwrap().deletion_done, 1);
+    });
+}
+
+#[test]
+fn what_may_be_on_a_missing_disk_does_not_begin_anew() {
+    simulated(9, async {
+        let (mut rig, two) = two_disks().await;
+        let (one_id, two_id) = spread(&rig, &two).await;
+        rig.datanode.shutdown().await;
+        rig.disk.kill();
+        two.kill();
+        reopen(&mut rig, &[]).await.unwrap();
+        rig.write(one_id, 7, b"more").await.unwrap();
+        // An empty replica would pass for one that has the blocks acknowledged before.
+        assert_eq!(rig.write(two_id, 7, b"more").await.unwrap_err().status, Status::Refused);
+        is_told(&rig, two_id, ReplicaCondition::Lost).await;
+        // What was opened since the disk was there cannot have been on it.
+        rig.write(NEWEST + 1, 1, b"new").await.unwrap();
+        rig.command(NEWEST + 2, DatanodeAction::Close).await;
+        rig.until(|rig| rig.report_of(NEWEST + 2).is_some_and(|report| report.is_sealed)).await;
+        // What SCM says when it hears from this life again changes nothing: these were opened meanwhile.
+        rig.scm.newest.store(NEWEST + 50, std::sync::atomic::Ordering::SeqCst);
+        rig.scm.has_forgotten.store(true, std::sync::atomic::Ordering::SeqCst);
+        let registrations = |rig: &Rig| {
+            let requests = rig.scm.requests.lock();
+            requests.iter().filter(|request| matches!(request, ScmRequest::RegisterDatanode(_))).count()
+        };
+        let before = registrations(&rig);
+        rig.until(|rig| registrations(rig) > before).await;
+        rig.write(NEWEST + 3, 1, b"new").await.unwrap();
     });
 }
 

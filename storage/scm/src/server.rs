@@ -43,7 +43,7 @@ use crate::fleet::{Liveness, News};
 use crate::leader::{self, Leader};
 use crate::metrics;
 use crate::prepare::{cut_deletions, cut_returns};
-use crate::schema::{DATANODE, DatanodeRow, DiskRow, load};
+use crate::schema::{DATANODE, DatanodeRow, DiskRow, META, load, meta};
 use crate::state::{Reply, ScmState, locate};
 use crate::status::{self, ScmStatus};
 
@@ -324,6 +324,8 @@ impl Scm {
         let view = self.read().await?;
         let known: Option<DatanodeRow> =
             load(&*view, DATANODE, id.0.as_bytes()).map_err(|error| store_failure(&error))?;
+        let newest: Option<u64> =
+            load(&*view, META, meta::LAST_CONTAINER).map_err(|error| store_failure(&error))?;
         drop(view);
         let is_logged = known.is_some_and(|row| {
             row.incarnation == request.incarnation
@@ -356,6 +358,7 @@ impl Scm {
             token_keys: self.checking_keys(leader).await?,
             heartbeat_interval_ms: self.config.heartbeat_interval_ms,
             commands: self.orders(leader, id)?,
+            newest_container: ContainerId(newest.unwrap_or(0)),
         })
     }
 

@@ -24,12 +24,17 @@ use wire::scm::{DatanodeAction, DatanodeCommand, HeartbeatReply, Registered, Scm
 use wire::status::{Failure, Status};
 use wire::world::World;
 
+/// Containers up to this were opened before any datanode registered.
+pub const NEWEST: u64 = 1000;
+
 /// An SCM that hands out keys and the commands it was given.
 #[derive(Default)]
 pub struct FakeScm {
     commands: Mutex<Vec<DatanodeCommand>>,
     /// How often it wants to hear of the datanode; 0 for often.
     pub interval_ms: AtomicU64,
+    /// The newest container when a datanode registers; 0 for `NEWEST`.
+    pub newest: AtomicU64,
     /// Answers the next heartbeat with the wish to hear all again.
     pub has_forgotten: AtomicBool,
     pub requests: Mutex<Vec<ScmRequest>>,
@@ -59,6 +64,10 @@ impl ScmService for FakeScm {
                 token_keys: vec![key()],
                 heartbeat_interval_ms: self.interval_ms.load(Ordering::SeqCst).max(10),
                 commands,
+                newest_container: ContainerId(match self.newest.load(Ordering::SeqCst) {
+                    0 => NEWEST,
+                    newest => newest,
+                }),
             })),
             ScmRequest::Heartbeat(_) => Ok(ScmReply::Heartbeat(HeartbeatReply {
                 register_again: self.has_forgotten.swap(false, Ordering::SeqCst),

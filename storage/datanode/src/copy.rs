@@ -89,6 +89,8 @@ pub(crate) struct Copies {
 struct Copy {
     report: ReplicaReport,
     is_cancelled: bool,
+    /// Its share of the bandwidth now; 0 for no limit. SCM tells it again as other copies begin and end.
+    bytes_per_second: u64,
     /// On the steady clock.
     failed_at_ns: Option<u64>,
 }
@@ -116,6 +118,9 @@ impl Copies {
                 // The former must end first; SCM repeats the order.
                 copy.is_cancelled = true;
             }
+            if is_running && copy.report.generation == order.generation {
+                copy.bytes_per_second = order.bytes_per_second;
+            }
             let is_fresh = copy.failed_at_ns.is_some_and(|at| now_ns.saturating_sub(at) < RETRY_NS);
             if is_running || (is_fresh && copy.report.generation == order.generation) {
                 return Taken::Known;
@@ -138,7 +143,9 @@ impl Copies {
             condition: ReplicaCondition::Copying { received_bytes: 0 },
             disk: String::new(),
         };
-        copies.insert(order.container, Copy { report, is_cancelled: false, failed_at_ns: None });
+        let bytes_per_second = order.bytes_per_second;
+        let copy = Copy { report, is_cancelled: false, bytes_per_second, failed_at_ns: None };
+        copies.insert(order.container, copy);
         Taken::Begin
     }
 
@@ -172,6 +179,11 @@ impl Copies {
     /// What SCM is told of all.
     pub(crate) fn reports(&self) -> Vec<ReplicaReport> {
         self.copies.lock().values().map(|copy| copy.report.clone()).collect()
+    }
+
+    /// The bytes a second that a copy may take now; 0 for no limit.
+    fn share(&self, container: ContainerId) -> u64 {
+        self.copies.lock().get(&container).map_or(0, |copy| copy.bytes_per_second)
     }
 
     fn check(&self, container: ContainerId) -> Result<(), BlockError> {
@@ -245,6 +257,7 @@ async fn receive(
     let (house, wanted) = (node.clone(), order.clone());
     let created = task::spawn_blocking(move || CopyFile::create(house, &wanted, head));
     let mut copy = created.await.map_err(|_| BlockError::Stopping)??;
+    let mut pace = Pace { bytes_per_second: order.bytes_per_second, since_ns: begun_ns, bytes: 0 };
     while copy.take(next(&mut pieces).await?)? {
         if copy.buffer.len() < WRITE_BYTES {
             continue;
@@ -257,7 +270,7 @@ async fn receive(
             copy.report.condition = ReplicaCondition::Copying { received_bytes }
         });
         node.changes.add(order.container);
-        throttle(&node.copies, order, begun_ns, received_bytes).await?;
+        pace.keep(&node.copies, order.container, received_bytes).await?;
     }
     drop(pieces);
     let bytes = copy.received;
@@ -276,18 +289,35 @@ async fn next(pieces: &mut ReplicaStream) -> Result<ReplicaPiece, BlockError> {
     piece.unwrap_or_else(early).map_err(BlockError::Stream)
 }
 
-/// Waits until so many bytes may have come; not longer than the copy is wanted.
-async fn throttle(copies: &Copies, order: &Order, begun_ns: u64, bytes: u64) -> Result<(), BlockError> {
-    if order.bytes_per_second == 0 {
-        return Ok(());
-    }
-    let due_ns = u128::from(bytes) * 1_000_000_000 / u128::from(order.bytes_per_second);
-    loop {
-        let elapsed_ns = u128::from(wire::clock::steady_ns().saturating_sub(begun_ns));
-        let Some(wait_ns) = due_ns.checked_sub(elapsed_ns).filter(|wait| *wait > 0) else { return Ok(()) };
-        let wait = u64::try_from(wait_ns).map_or(THROTTLE_SLICE, Duration::from_nanos);
-        tokio::time::sleep(wait.min(THROTTLE_SLICE)).await;
-        copies.check(order.container)?;
+/// How fast a copy has come since its share was last changed.
+struct Pace {
+    bytes_per_second: u64,
+    since_ns: u64,
+    /// Bytes that had come by then.
+    bytes: u64,
+}
+
+impl Pace {
+    /// Waits until so many bytes may have come; not longer than the copy is wanted.
+    async fn keep(&mut self, copies: &Copies, container: ContainerId, bytes: u64) -> Result<(), BlockError> {
+        loop {
+            let now_ns = wire::clock::steady_ns();
+            let share = copies.share(container);
+            if share != self.bytes_per_second {
+                *self = Self { bytes_per_second: share, since_ns: now_ns, bytes };
+            }
+            if share == 0 {
+                return Ok(());
+            }
+            let due_ns = u128::from(bytes - self.bytes) * 1_000_000_000 / u128::from(share);
+            let elapsed_ns = u128::from(now_ns.saturating_sub(self.since_ns));
+            let Some(wait_ns) = due_ns.checked_sub(elapsed_ns).filter(|wait| *wait > 0) else {
+                return Ok(());
+            };
+            let wait = u64::try_from(wait_ns).map_or(THROTTLE_SLICE, Duration::from_nanos);
+            tokio::time::sleep(wait.min(THROTTLE_SLICE)).await;
+            copies.check(container)?;
+        }
     }
 }
 

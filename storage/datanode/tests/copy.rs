@@ -539,6 +539,30 @@ fn orders_are_repeated_replaced_and_taken_back() {
 }
 
 #[test]
+fn a_repeated_order_changes_the_share_of_the_bandwidth() {
+    simulated(12, async {
+        let (source, blocks) = source().await;
+        let target = target_of(&service(&source)).await;
+        // At this pace it would take hours.
+        target.scm.command(vec![copy_command(&target, COPY, 100)]);
+        target
+            .until(|rig| {
+                let report = rig.report_of(CONTAINER);
+                let is_under_way = |condition| matches!(condition, ReplicaCondition::Copying { .. });
+                report.is_some_and(|report| is_under_way(report.condition))
+            })
+            .await;
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        assert!(answers(&target).iter().all(|answer| *answer != ReplicaCondition::CopyVerified));
+        let begun = tokio::time::Instant::now();
+        target.scm.command(vec![copy_command(&target, COPY, 0)]);
+        condition(&target, ReplicaCondition::CopyVerified).await;
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
+        holds_all(&target, &blocks).await;
+    });
+}
+
+#[test]
 fn a_source_that_falls_silent_fails_the_copy() {
     simulated(11, async {
         let (source, _) = source().await;

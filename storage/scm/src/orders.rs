@@ -125,10 +125,12 @@ impl<R: Rows> Scene<'_, R> {
                         orders.push(*id, replica, voice.term, DatanodeAction::DeleteReplica);
                     }
                 }
-                // Also one under way: whoever took the order may have forgotten it.
+                // Also one under way: whoever took the order may have forgotten it, and its share of the bandwidth changes
+                // as others begin and end.
                 ReplicaState::Copying => {
-                    let is_begun = report.is_some();
-                    if is_begun || !self.may_order(datanode, life, OrderKind::Copy, orders) {
+                    let is_over = report
+                        .is_some_and(|report| !matches!(report.condition, ReplicaCondition::Copying { .. }));
+                    if is_over || !self.may_order(datanode, life, OrderKind::Copy, orders) {
                         continue;
                     }
                     let under_way = match copies {

@@ -22,6 +22,7 @@
 //!
 //! Not here: what is on disk (see `log`), replies of applied commands (see `apply`).
 
+mod clocks;
 mod deaf;
 mod install;
 mod membership;
@@ -55,6 +56,7 @@ use crate::shared::{Input, Proposal, Reply, Shared};
 use crate::space::{Admission, Reserve};
 use crate::storage::LogStore;
 
+use clocks::Clocks;
 use install::Installing;
 use membership::{Changing, Transferring};
 use snapshots::Sends;
@@ -134,6 +136,7 @@ pub(crate) struct Driver<R> {
     changing: Option<Changing>,
     transferring: Option<Transferring>,
     sends: Sends,
+    clocks: Clocks,
     installing: Option<Installing>,
     /// Committed batches that the apply thread has no room for.
     outbox: VecDeque<Batch<R>>,
@@ -197,6 +200,7 @@ impl<R: Send + 'static> Driver<R> {
             changing: None,
             transferring: None,
             sends: Sends::default(),
+            clocks: Clocks::default(),
             installing: None,
             outbox: VecDeque::new(),
             now: 0,
@@ -284,6 +288,7 @@ impl<R: Send + 'static> Driver<R> {
         self.tick_membership();
         self.yield_if_deaf();
         self.tick_sends();
+        self.compare_clocks();
         self.publish_members();
     }
 
@@ -378,6 +383,7 @@ impl<R: Send + 'static> Driver<R> {
             return;
         }
         self.heard.insert(from, self.now);
+        self.clocks.note(from, head.sent_ms, wire::clock::now_ms(), self.now);
         if self.routes.contains_key(&from) || self.routes.len() < STRANGERS_MAX {
             self.routes.insert(from, head.from);
         }
@@ -426,6 +432,7 @@ impl<R: Send + 'static> Driver<R> {
             to_raft_id: member.raft_id,
             to_incarnation: member.incarnation,
             marks: self.marks_to_send(),
+            sent_ms: wire::clock::now_ms(),
         }
     }
 

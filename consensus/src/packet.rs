@@ -52,6 +52,9 @@ pub(crate) struct Head {
     pub(crate) to_incarnation: Uuid,
     /// State hashes that the sender knows, its own and others'.
     pub(crate) marks: Vec<Mark>,
+    /// The sender's clock, in ms since 1970; 0 says nothing.
+    #[serde(default)]
+    pub(crate) sent_ms: u64,
 }
 
 /// A packet whose head was checked.
@@ -198,6 +201,7 @@ mod tests {
             to_raft_id: 2,
             to_incarnation: Uuid::from_u128(7),
             marks: vec![Mark { raft_id: 1, index: 10_000, hash: (1, 2) }],
+            sent_ms: 300,
         }
     }
 

@@ -114,7 +114,18 @@ impl Job {
         matches!(self, Self::WorkQueue | Self::DeletionHandover)
     }
 
+    /// Whether it does what it does because a row is old by the clock.
+    const fn is_by_clock(self) -> bool {
+        matches!(self, Self::LoanExpiry | Self::DeletionHandover | Self::UploadExpiry)
+    }
+
     async fn turn(self, om: &Om, memory: &LeaderMemory) -> Result<u64, Failure> {
+        if self.is_by_clock() && !om.group().is_clock_trusted() {
+            return Err(Failure::new(
+                Status::Retry,
+                "this node's clock is off its peers' by more than 30 s: set it",
+            ));
+        }
         match self {
             Self::LeaseKeeper => lease_keeper::keep(om, memory).await,
             Self::SessionSilence => reclaim::end_silent_sessions(om, memory).await,

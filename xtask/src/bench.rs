@@ -16,17 +16,19 @@ pub(crate) mod om;
 mod om_load;
 mod volume;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
+use self::volume::Volume;
 use crate::process;
 use crate::workspace::Workspace;
 
-/// The data and the log of every node lie on one volume: what one syncs, the others wait for.
-const DURABILITY: &str = "durability: every voter has fdatasynced the entry in its Raft log before it acknowledges it; \
-                          state is checkpointed behind. All nodes, and the load, share the machine and one volume.";
+/// What an answer of OM means.
+const DURABILITY: &str = "durability: a voter has the entry in its Raft log, with fdatasync, before it acknowledges it; \
+                          state is checkpointed behind";
 
 /// What all of them take.
 #[derive(Debug, Args)]
@@ -37,15 +39,50 @@ pub(crate) struct Common {
     /// Directory for the volume's image, made anew and removed; one under target/ when absent.
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// Do not build the load for release: sooner begun, but it takes more of the machine.
+    #[arg(long)]
+    unoptimised: bool,
 }
 
 /// Runs `measure` in a release build of this tool: the load of a debug build would cost more than what it measures.
-pub(crate) fn optimised(workspace: &Workspace, measure: impl FnOnce() -> Result<bool>) -> Result<bool> {
-    if !cfg!(debug_assertions) {
+pub(crate) fn optimised(
+    workspace: &Workspace,
+    common: &Common,
+    measure: impl FnOnce() -> Result<bool>,
+) -> Result<bool> {
+    if !cfg!(debug_assertions) || common.unoptimised {
         return measure();
     }
     let tool = workspace.build_program("xtask", true)?;
-    process::succeeds(std::process::Command::new(tool).args(std::env::args_os().skip(1)))
+    process::succeeds(Command::new(tool).args(std::env::args_os().skip(1)))
+}
+
+/// The beginning of a section of `docs/benchmarks.md`: what was run, on what, and what was durable.
+fn print_heading(workspace: &Workspace, binary: &Path, title: &str, volume: &Volume) -> Result<()> {
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    let commit =
+        said_by(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(workspace.root()));
+    let server = said_by(Command::new(binary).arg("--version"));
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").context("read the processors")?;
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    println!("## {title}\n");
+    println!("By `cargo xtask {}`, commit {commit}, {server}.\n", asked.join(" "));
+    println!(
+        "- {} cores of {}, Linux {}; all nodes and the load share them, and one {} volume",
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        model.trim_start_matches([' ', '\t', ':']),
+        said_by(Command::new("uname").arg("-r")),
+        volume.kind(),
+    );
+    println!("- {DURABILITY}");
+    Ok(())
+}
+
+/// The line a program says; "unknown" if it cannot.
+fn said_by(command: &mut Command) -> String {
+    let outcome = command.output().ok().filter(|outcome| outcome.status.success());
+    let said = outcome.map(|outcome| String::from_utf8_lossy(&outcome.stdout).trim().to_owned());
+    said.unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// A runtime of one thread: clients that wake one another across cores would take them from the servers.

@@ -289,13 +289,13 @@ fn run(command: Command) -> Result<bool> {
         Command::Operations(arguments) => operations::run(&workspace, &arguments),
         Command::RestartMillion(arguments) => million::run(&workspace, &arguments),
         Command::BenchOm(arguments) => {
-            bench::optimised(&workspace, || bench::om::run(&workspace, &arguments))
+            bench::optimised(&workspace, &arguments.common, || bench::om::run(&workspace, &arguments))
         }
         Command::BenchCluster(arguments) => {
-            bench::optimised(&workspace, || bench::cluster::run(&workspace, &arguments))
+            bench::optimised(&workspace, &arguments.common, || bench::cluster::run(&workspace, &arguments))
         }
         Command::BenchKeys(arguments) => {
-            bench::optimised(&workspace, || bench::keys::run(&workspace, &arguments))
+            bench::optimised(&workspace, &arguments.common, || bench::keys::run(&workspace, &arguments))
         }
     }
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::volume::Volume;
-use super::{Common, DURABILITY, mib, row, shown};
+use super::{Common, mib, print_heading, row, shown};
 use crate::rig::{Rig, Role, Shape};
 use crate::server::resident_bytes;
 use crate::workspace::Workspace;
@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 3)]
     metas: usize,
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
 }
 
 /// What `ferrozone bench --json` says.
@@ -81,7 +81,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
     let mut rig = Rig::create(&binary, &volume.path().join("rig"), shape, &settings)?;
     rig.start_all()?;
 
-    println!("- volume: {}; {DURABILITY}", volume.kind());
+    print_heading(workspace, &binary, "A cluster on one machine", &volume)?;
     println!(
         "- {metas} meta nodes, {datanodes} datanodes, {gateways} gateways, a process each; three replicas, \
          fdatasynced on each before the answer; requests and payloads signed; {} a cell\n",

@@ -13,7 +13,7 @@ use wire::block::Replication;
 use super::cost::{Spent, file_bytes, resident};
 use super::om_load::{OmLoad, Outcome, Until};
 use super::volume::Volume;
-use super::{Common, DURABILITY, mib, row, runtime, shown};
+use super::{Common, mib, print_heading, row, runtime, shown};
 use crate::rig::{Node, Rig, Role, Shape};
 use crate::stopwatch::{Stopwatch, wait_until};
 use crate::workspace::Workspace;
@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 28)]
     volume_gib: u64,
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
 }
 
 /// True if every restart was within its limit.
@@ -60,7 +60,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
     let runtime = runtime()?;
     let mut load = runtime.block_on(OmLoad::open(&rig, arguments.clients, Replication::One))?;
 
-    println!("- volume: {}; {DURABILITY}", volume.kind());
+    print_heading(workspace, &binary, "One voter of OM and millions of keys", &volume)?;
     println!(
         "- {} clients, keys of one block each in scattered order; no datanode is written to\n",
         arguments.clients

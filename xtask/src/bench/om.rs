@@ -14,7 +14,7 @@ use wire::block::Replication;
 use super::cost::{Spent, cpu_ms};
 use super::om_load::{OmLoad, Outcome, Until};
 use super::volume::Volume;
-use super::{Common, DURABILITY, row, runtime, shown};
+use super::{Common, print_heading, row, runtime, shown};
 use crate::rig::{Rig, Role, Shape};
 use crate::workspace::Workspace;
 
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
 }
 
 /// True if the aim is met, or none is set for what was asked.
@@ -71,7 +71,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<bool> 
         "{leader} led at the beginning and {led} at the end: a run with an election is none"
     );
 
-    println!("- volume: {}; {DURABILITY}", volume.kind());
+    print_heading(workspace, &binary, "Commits of a replicated OM", &volume)?;
     println!("- keys of one block each, ids from real loans; no datanode is written to");
     print(arguments, &outcome, &after.since(&before), &leader);
     let aimed = arguments.voters == 3 && arguments.clients == 256;

@@ -528,7 +528,6 @@ impl<R: Send + 'static> Driver<R> {
         if entries.is_empty() {
             return;
         }
-        let bytes: u64 = entries.iter().map(|entry| entry.data.len() as u64).sum();
         let mut message = Message { from: self.node.raft.id, ..Message::default() };
         message.set_msg_type(MessageType::MsgPropose);
         message.set_entries(entries.into());
@@ -538,8 +537,6 @@ impl<R: Send + 'static> Driver<R> {
             replies.into_iter().for_each(|reply| reply.send(Err(ProposeError::Overloaded)));
             return;
         }
-        self.shared.metrics.log_entries.increment(replies.len() as u64);
-        self.shared.metrics.log_bytes.increment(bytes);
         let term = self.node.raft.term;
         let first = self.node.raft.raft_log.last_index() + 1 - replies.len() as u64;
         let pending = (first..).zip(replies).map(|(index, reply)| Pending { index, term, reply });
@@ -617,6 +614,7 @@ impl<R: Send + 'static> Driver<R> {
         }
         let started = wire::clock::steady_ns();
         let count = entries.len();
+        let bytes: u64 = entries.iter().map(|entry| entry.data.len() as u64).sum();
         let store = self.node.mut_store();
         store.persist(entries, ready.hs(), ready.must_sync());
         let rolls = store.log().rolls();
@@ -627,6 +625,8 @@ impl<R: Send + 'static> Driver<R> {
         let took = Duration::from_nanos(wire::clock::steady_ns() - started);
         self.shared.metrics.log_sync_seconds.record(took.as_secs_f64());
         self.shared.metrics.log_batch_entries.record(count as f64);
+        self.shared.metrics.log_entries.increment(count as u64);
+        self.shared.metrics.log_bytes.increment(bytes);
     }
 
     /// Passes committed entries on, with the replies that wait for them.

@@ -174,6 +174,12 @@ pub(crate) fn decode(algorithm: ChecksumAlgorithm, text: &str) -> Option<Vec<u8>
     STANDARD.decode(text.trim()).ok().filter(|value| value.len() == algorithm.value_bytes())
 }
 
+/// The checksum that a write answers with: of the algorithm its request named; CRC64NVME, as S3 does, if it named none.
+pub(crate) fn answered(checksums: Vec<Checksum>, algorithm: Option<ChecksumAlgorithm>) -> Option<Checksum> {
+    let algorithm = algorithm.unwrap_or(ChecksumAlgorithm::Crc64Nvme);
+    checksums.into_iter().find(|checksum| checksum.algorithm == algorithm)
+}
+
 /// A checksum as S3 prints it, without the `-N` of composite ones.
 pub(crate) fn encode(checksum: &Checksum) -> String {
     STANDARD.encode(&checksum.value)

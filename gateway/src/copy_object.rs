@@ -13,24 +13,23 @@ use auth::Action;
 use percent_encoding::percent_decode_str;
 use platform::task;
 use wire::block::Replication;
-use wire::checksum::{Checksum, ChecksumAlgorithm, ChecksumKind, Etag};
-use wire::clock::UnixMs;
+use wire::checksum::{ChecksumAlgorithm, ChecksumKind};
 use wire::limits::PUT_BYTES_MAX;
 use wire::names::{BucketName, KeyName};
 use wire::om::{
-    BucketRef, CommitKey, CopyKey, KeyAttributes, KeyFound, KeyInfo, LookupKey, Rejection, StorageClass,
-    WriteCondition,
+    BucketRef, CopyKey, KeyAttributes, KeyFound, KeyInfo, LookupKey, Rejection, StorageClass, WriteCondition,
 };
 
 use crate::access::{Bucket, Interrupted};
 use crate::checksum::{encode, parse_algorithm};
+use crate::commit_object::{Committed, NewKey, commit_object};
 use crate::conditions::write_condition;
 use crate::dispatch::Outcome;
 use crate::error::S3Error;
 use crate::get_object::{open_stream, shown_checksum};
 use crate::headers;
-use crate::object_body::{self, StoredBody};
-use crate::put_object::{check_before_body, finished};
+use crate::object_body;
+use crate::put_object::check_before_body;
 use crate::read_conditions::{COPY_SOURCE, Verdict};
 use crate::request::RequestContext;
 use crate::response;
@@ -202,20 +201,13 @@ impl Wanted {
     }
 }
 
-/// A copy that was made.
-struct Copied {
-    etag: Etag,
-    modified_ms: UnixMs,
-    checksum: Option<Checksum>,
-}
-
 /// By reference: OM counts the blocks once more.
 async fn share(
     context: &Arc<RequestContext>,
     source: &Source,
     info: &KeyInfo,
     wanted: &Wanted,
-) -> Result<Copied, Interrupted> {
+) -> Result<Committed, Interrupted> {
     let owner = context.owner()?.id;
     let (source_bucket, source_key, source_version) =
         (source.bucket.clone(), source.key.clone(), info.version);
@@ -252,7 +244,7 @@ async fn share(
     let committed = commit.await.map_err(|_| S3Error::unavailable("The server is shutting down."))??;
     context.witness(committed.version.index);
     let checksum = shown_checksum(info).cloned();
-    Ok(Copied { etag: info.head.etag, modified_ms: committed.modified_ms, checksum })
+    Ok(Committed { etag: info.head.etag, modified_ms: committed.modified_ms, checksum })
 }
 
 /// By bytes: a new object with its own ETag.
@@ -261,51 +253,22 @@ async fn copy_bytes(
     source_bucket: BucketRef,
     found: KeyFound,
     wanted: &Wanted,
-) -> Result<Copied, S3Error> {
+) -> Result<Committed, S3Error> {
     let info = found.info.clone();
     let size = info.head.size;
     let algorithm = wanted.algorithm.or(info.head.checksum.map(|(algorithm, _)| algorithm));
     let stream = open_stream(context, source_bucket, found, 0..size);
     let body = object_body::store_copy(context, stream, size, algorithm, wanted.replication).await?;
-    let etag = Etag::whole(body.md5);
-    let owner = context.owner()?.id;
-    let attributes = wanted.attributes.clone().unwrap_or(info.attributes);
-    let (storage_class, replication, condition) =
-        (wanted.storage_class, wanted.replication, wanted.condition);
-    let context = context.clone();
-    let commit = task::spawn(async move {
-        let (key, session) = (context.key()?, &context.gateway.session);
-        let (body_ref, attributes, owner) = (&body, &attributes, &owner);
-        let work = |bucket: Bucket| async move {
-            let make = |write| CommitKey {
-                context: write,
-                bucket: bucket.reference.clone(),
-                key: key.clone(),
-                condition,
-                owner: owner.clone(),
-                size,
-                etag,
-                storage_class,
-                replication,
-                attributes: attributes.clone(),
-                checksum: algorithm.map(|algorithm| (algorithm, ChecksumKind::FullObject)),
-                checksums: body_ref.checksums.clone(),
-                blocks: body_ref.blocks.entries().to_vec(),
-            };
-            session.command(make).await
-        };
-        let committed = context.with_bucket(Action::PutObject, work).await?;
-        context.witness(committed.version.index);
-        let StoredBody { blocks, checksums, .. } = body;
-        blocks.committed();
-        let shown = algorithm.unwrap_or(ChecksumAlgorithm::Crc64Nvme);
-        let checksum = checksums.into_iter().find(|checksum| checksum.algorithm == shown);
-        Ok(Copied { etag, modified_ms: committed.modified_ms, checksum })
-    });
-    finished(commit).await
+    let new = NewKey {
+        condition: wanted.condition,
+        storage_class: wanted.storage_class,
+        replication: wanted.replication,
+        attributes: wanted.attributes.clone().unwrap_or(info.attributes),
+    };
+    commit_object(context, body, new).await
 }
 
-fn answer(copied: &Copied) -> response::Response {
+fn answer(copied: &Committed) -> response::Response {
     let mut xml = XmlWriter::of("CopyObjectResult");
     xml.text("LastModified", &response::iso_date(copied.modified_ms));
     xml.text("ETag", &format!("\"{}\"", copied.etag));

@@ -11,7 +11,7 @@
 //!          xml        bodies in and out, with limits
 //!     -> handlers, one file per operation family
 //!          service, bucket, bucket_settings, acl, listing, list_objects, list_uploads,
-//!          delete_object, multipart, put_object, get_object, copy_object, ...
+//!          delete_object, multipart, put_object (commit_object), get_object, copy_object, ...
 //! ```
 //!
 //! Invariants:
@@ -29,6 +29,7 @@ mod behaviour;
 mod bucket;
 mod bucket_settings;
 mod checksum;
+mod commit_object;
 mod conditions;
 pub mod config;
 mod copy_object;

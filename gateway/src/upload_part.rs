@@ -15,12 +15,13 @@ use wire::om::{CommitPart, GetUpload, UploadInfo};
 
 use crate::access::Bucket;
 use crate::checksum::{self, Claims};
+use crate::commit_object::finished;
 use crate::copy_object::{Source as CopySource, read_source};
 use crate::dispatch::Outcome;
 use crate::error::S3Error;
 use crate::get_object::open_stream;
 use crate::object_body::{self, StoredBody};
-use crate::put_object::{finished, set_checksum};
+use crate::put_object::set_checksum;
 use crate::range::ByteRange;
 use crate::request::RequestContext;
 use crate::request_body::Source;
@@ -42,7 +43,8 @@ pub(crate) async fn upload_part(context: &Arc<RequestContext>, source: Source) -
 
     let mut answer = response::empty(StatusCode::OK);
     set(answer.headers_mut(), ETAG, &format!("\"{etag}\""));
-    set_checksum(answer.headers_mut(), &checksums, algorithm.or(asked));
+    let checksum = checksum::answered(checksums, algorithm.or(asked));
+    set_checksum(answer.headers_mut(), checksum.as_ref());
     Ok(answer)
 }
 

@@ -60,6 +60,11 @@ fn lost_meta_node_is_replaced_by_two_commands() {
 
     cluster.kill(&lost);
     std::fs::remove_dir_all(cluster.file(&lost, "data")).unwrap();
+    // It has voted, and does not begin anew.
+    let server = cluster.start(&lost);
+    let code = wait_until("the refusal", || server.ended());
+    assert_eq!(code, 78, "{}", server.said());
+    cluster.kill(&lost);
     let add = format!(
         "cluster add-node --from cluster --host {lost} --name new --roles om,scm,datanode,gateway,admin"
     );

@@ -388,7 +388,12 @@ impl OmService for Om {
         self.metrics.count_request(request.name());
         prepare::validate(&mut request)?;
         if let OmRequest::GetGroup(_) = request {
-            return Ok(OmReply::GetGroup(self.group.info()));
+            let info = self.group.info();
+            // Who waits to be added, or was removed, knows nothing of the group: others are to be asked.
+            if !info.is_of_a_member() {
+                self.leading()?;
+            }
+            return Ok(OmReply::GetGroup(info));
         }
         let memory = match self.leading() {
             Err(_) if is_listed_by_followers(&request) => self.memory.read().clone(),

@@ -70,6 +70,14 @@ pub struct GroupInfo {
     pub members: Vec<MemberInfo>,
 }
 
+impl GroupInfo {
+    /// Whether who says this is a member. A replica that waits to be added knows no members, one that was removed those
+    /// of another time.
+    pub fn is_of_a_member(&self) -> bool {
+        self.members.iter().any(|info| info.member.raft_id == self.raft_id)
+    }
+}
+
 /// A change of membership, one at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MembershipChange {

@@ -119,7 +119,7 @@ pub(crate) struct FailoverArguments {
 /// What `repair` measures.
 #[derive(Debug, Args)]
 pub(crate) struct RepairArguments {
-    /// What the datanode holds, at least. Takes five times as much room on the disk.
+    /// What the datanode holds, at least. Takes a little over three times as much room on the disk.
     #[arg(long, default_value = "256MiB", value_parser = corpus::parse_size)]
     bytes: u64,
     /// scm.repair_bandwidth [default: the server's; 0B is no limit].

@@ -67,7 +67,7 @@ fn measure(rig: &mut Rig, asker: &Asker<'_>, bytes: u64) -> Result<()> {
     let client = rig.client(&gateway, 8)?;
     runtime.block_on(client.create_bucket(BUCKET, None)).context("create the bucket")?;
     // A little more than is asked for: the last container need not lie on the fullest datanode.
-    let corpus = Corpus::new("object", bytes + bytes / 16, OBJECT_BYTES);
+    let corpus = Corpus::new("object", bytes + bytes / 64, OBJECT_BYTES);
     let watch = Stopwatch::start();
     runtime.block_on(corpus.write(&client, BUCKET))?;
     let written = watch.elapsed();
@@ -92,6 +92,7 @@ fn measure(rig: &mut Rig, asker: &Asker<'_>, bytes: u64) -> Result<()> {
     let count = before.iter().filter(|container| container.on(&victim).is_some()).count();
     rig.kill(&name)?;
     let watch = Stopwatch::start();
+    rig.wipe(&name)?;
     println!("killed {name} for good: {count} containers, {}", gib(held));
 
     let dead = wait_until_every(LOOK_INTERVAL, "the datanode given up", REPORT_DEADLINE, || {

@@ -447,7 +447,12 @@ impl ScmService for Scm {
         use ScmReply as A;
         use ScmRequest as Q;
         if let Q::GetGroup(_) = request {
-            return Ok(A::GetGroup(self.group.info()));
+            let info = self.group.info();
+            // Who waits to be added, or was removed, knows nothing of the group: others are to be asked.
+            if !info.is_of_a_member() {
+                self.leading()?;
+            }
+            return Ok(A::GetGroup(info));
         }
         let leader = &*self.leading()?;
         match request {

@@ -193,3 +193,15 @@ def test_secrets_are_no_part_of_the_log(make_server):
     client_of(server).generate_presigned_url("get_object", Params={"Bucket": "box", "Key": "k"})
     server.stop()
     assert ROOT_SECRET_KEY not in server.log()
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(make_server):
+    server = make_server(environment={"RUST_LOG": "debug"})
+    # As on a full disk: every write fails.
+    server.log_path = server.out_path = pathlib.Path("/dev/full")
+    assert server.launch_and_see(), "the server ended at its start"
+    s3 = client_of(server)
+    s3.create_bucket(Bucket="box")
+    s3.put_object(Bucket="box", Key="k", Body=b"kept")
+    assert body_of(s3, "box", "k") == b"kept"
+    server.kill()

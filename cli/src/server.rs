@@ -123,6 +123,8 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would report a log that cannot be written to where it cannot be written, and panic.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

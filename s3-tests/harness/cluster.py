@@ -31,6 +31,7 @@ ONE_PROCESS_ONLY = [
     ("test_disk.py", "fills or damages the one disk there is; a cluster serves on, as `cargo xtask chaos` shows"),
     ("::test_credentials_are_generated_told_once_and_kept", "`cluster init` draws a cluster's credentials"),
     ("::test_shutdown_finishes_what_runs", "sends SIGTERM to the process that serves and looks at its exit code"),
+    ("::test_a_log_that_cannot_be_written_stops_nothing", "takes the log away from the one server there is"),
     ("::test_an_unknown_key_names_the_nearest", "starts `ferrozone server` without a cluster's files"),
     ("::test_a_wrong_value_is_refused", "starts `ferrozone server` without a cluster's files"),
     ("::test_two_servers_on_one_directory_are_refused", "starts a second server on the data of the first"),

@@ -61,7 +61,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
         std::fs::remove_dir_all(&directory).context("remove the last run")?;
     }
     let shape = Shape { metas: arguments.metas, datanodes: 4, gateways: 2 };
-    let settings = [("FERROZONE_S3__WITNESS", "true"), ("RUST_LOG", "info"), ("RUST_BACKTRACE", "1")];
+    let settings = [
+        ("FERROZONE_S3__WITNESS", "true"),
+        ("RUST_LOG", "info"),
+        ("RUST_BACKTRACE", "1"),
+        // Deletions happen under faults too, and hours of overwriting fit the disk. Longer than any request here.
+        ("FERROZONE_OM__DELETE_GRACE", "2m"),
+    ];
     let mut rig = Rig::create(&binary, &directory, shape, &settings)?;
     let mounts = SmallDisks::mount(&rig)?;
     rig.start_all()?;

@@ -3,6 +3,9 @@
 //! Each is one line where a real program could have gone wrong, switched on by name for a whole simulated run. A bug that
 //! the simulator does not catch within its seeds makes the simulator the bug.
 
+#[cfg(all(feature = "planted", not(debug_assertions)))]
+compile_error!("a server never has planted bugs: build them with the profile `dev` or `sim`");
+
 /// Every planted bug: its name, and what a program with it does wrong.
 pub const BUGS: &[(&str, &str)] = &[
     ("ack_before_fdatasync", "a datanode acknowledges a block before its group commit"),

@@ -187,6 +187,9 @@ pub struct RegisterDatanode {
     /// Its wall clock; 0 if not told. One that is far off is refused: tokens would expire early or late there.
     #[serde(default)]
     pub now_ms: UnixMs,
+    /// Counts the reports of a life up: one that comes after a later one is old news, and dropped. 0 if not told.
+    #[serde(default)]
+    pub sequence: u64,
 }
 
 /// Answer to [`RegisterDatanode`].
@@ -219,6 +222,9 @@ pub struct Heartbeat {
     /// Its wall clock; 0 if not told.
     #[serde(default)]
     pub now_ms: UnixMs,
+    /// Counts the reports of a life up: one that comes after a later one is old news, and dropped. 0 if not told.
+    #[serde(default)]
+    pub sequence: u64,
 }
 
 /// Answer to [`Heartbeat`].

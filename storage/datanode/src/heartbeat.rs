@@ -94,6 +94,15 @@ struct Memory {
     full_at_ns: u64,
     /// Disks, by their place in the list, whose replicas were told to be lost.
     failed: BTreeSet<usize>,
+    /// Reports of this life so far.
+    sequence: u64,
+}
+
+impl Memory {
+    fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
 }
 
 async fn register(
@@ -117,6 +126,7 @@ async fn register(
         node: node.config.node.clone(),
         rack: node.config.rack.clone(),
         now_ms: wire::clock::now_ms(),
+        sequence: memory.next_sequence(),
     };
     let answer = call_scm(scm, request).await.inspect_err(|_| node.changes.add_all(&changed))?;
     node.told(&answers);
@@ -164,6 +174,7 @@ async fn beat(
         is_urgent: !replicas.is_empty(),
         replicas,
         now_ms: wire::clock::now_ms(),
+        sequence: memory.next_sequence(),
     };
     let answer = call_scm(scm, request).await.inspect_err(|_| node.changes.add_all(&changed))?;
     node.told(&answers);

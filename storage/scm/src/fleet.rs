@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) incarnation: u64,
     pub(crate) address: DatanodeAddress,
     heard_ns: u64,
+    /// Of its reports: the newest heard.
+    sequence: u64,
     /// When a writer last complained of it.
     failed_ns: Option<u64>,
     /// Its wall clock was far from ours when it last told it.
@@ -85,6 +87,15 @@ pub(crate) struct News {
     pub(crate) disks: Vec<DiskReport>,
     pub(crate) replicas: Vec<ReplicaReport>,
     pub(crate) is_clock_off: bool,
+    /// Its place among the reports of that life, 0 if not told.
+    pub(crate) sequence: u64,
+}
+
+impl Node {
+    /// Whether something newer was heard already: a network may bring a report late, or twice.
+    fn is_past(&self, news: &News) -> bool {
+        news.sequence > 0 && news.sequence <= self.sequence
+    }
 }
 
 impl Fleet {
@@ -98,11 +109,15 @@ impl Fleet {
         let id = address.id;
         // What a life that has ended failed at says nothing about the new one.
         let same_life = self.nodes.get(&id).filter(|node| node.incarnation == news.incarnation);
+        if same_life.is_some_and(|node| node.is_past(&news)) {
+            return;
+        }
         let failed_ns = same_life.and_then(|node| node.failed_ns);
         let mut node = Node {
             incarnation: news.incarnation,
             address,
             heard_ns: now_ns,
+            sequence: news.sequence,
             failed_ns,
             is_clock_off: news.is_clock_off,
             disks: news.disks,
@@ -121,7 +136,11 @@ impl Fleet {
     pub(crate) fn heartbeat(&mut self, id: DatanodeId, news: News, now_ns: u64) -> bool {
         let found = self.nodes.get_mut(&id).filter(|node| node.incarnation == news.incarnation);
         let Some(node) = found else { return false };
+        if node.is_past(&news) {
+            return true;
+        }
         node.heard_ns = now_ns;
+        node.sequence = news.sequence;
         node.disks = news.disks;
         node.is_clock_off = news.is_clock_off;
         for report in news.replicas {
@@ -273,5 +292,46 @@ impl Node {
         }
         self.suspects.insert((container, generation));
         self.replicas.insert((container, generation), report);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use wire::block::Replication;
+    use wire::scm::ReplicaCondition;
+
+    use super::*;
+
+    fn news(sequence: u64, block_count: u64) -> News {
+        let report = ReplicaReport {
+            container: ContainerId(1),
+            generation: Generation(1),
+            replication: Replication::Three,
+            is_sealed: false,
+            written_bytes: 0,
+            used_bytes: 0,
+            block_count,
+            deletion_done: 0,
+            is_unhealthy: false,
+            condition: ReplicaCondition::Whole,
+            disk: String::new(),
+        };
+        News { incarnation: 7, disks: Vec::new(), replicas: vec![report], is_clock_off: false, sequence }
+    }
+
+    #[test]
+    fn report_that_comes_late_changes_nothing() {
+        let id = DatanodeId(Uuid::from_u128(1));
+        let address = DatanodeAddress { id, address: None };
+        let mut fleet = Fleet::new(0);
+        fleet.register(address.clone(), news(1, 0), 1);
+        assert!(fleet.heartbeat(id, news(3, 1), 2));
+        assert!(fleet.heartbeat(id, news(2, 0), 3), "it is answered as ever");
+        fleet.register(address, news(1, 0), 4);
+        let report = fleet.report(id, ContainerId(1), Generation(1)).unwrap();
+        assert_eq!(report.block_count, 1);
+        assert!(fleet.heartbeat(id, news(4, 2), 5));
+        assert_eq!(fleet.report(id, ContainerId(1), Generation(1)).unwrap().block_count, 2);
     }
 }

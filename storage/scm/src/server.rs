@@ -351,6 +351,7 @@ impl Scm {
             disks: request.disks,
             replicas: request.replicas,
             is_clock_off: false,
+            sequence: request.sequence,
         };
         leader.fleet.lock().register(request.datanode, news, self.clock.steady_ns());
         self.attend(leader, None).await?;
@@ -404,6 +405,7 @@ impl Scm {
             disks: request.disks,
             replicas: request.replicas,
             is_clock_off: off_ms.is_some(),
+            sequence: request.sequence,
         };
         let is_known = leader.fleet.lock().heartbeat(id, news, self.clock.steady_ns());
         if !is_known {

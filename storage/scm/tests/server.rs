@@ -82,6 +82,7 @@ impl Cluster {
             replicas,
             is_urgent: false,
             now_ms: 0,
+            sequence: 0,
         };
         call_scm(&*self.scm, heartbeat).await.unwrap()
     }
@@ -112,6 +113,7 @@ fn registration(cluster: ClusterId, number: u128, incarnation: u64) -> RegisterD
         node: String::new(),
         rack: String::new(),
         now_ms: 0,
+        sequence: 0,
     }
 }
 

@@ -230,7 +230,11 @@ impl Node {
 
     /// The container a reader names.
     pub(crate) fn container(&self, id: ContainerId) -> Result<Arc<Container>, BlockError> {
-        self.containers.read().get(&id).cloned().ok_or(BlockError::NoContainer(id))
+        let found = self.containers.read().get(&id).cloned();
+        // On a disk that is out of service it may be: "not here" would be a verdict.
+        let absent =
+            || if self.misses_nothing() { BlockError::NoContainer(id) } else { BlockError::DiskFailed(id) };
+        found.ok_or_else(absent)
     }
 
     /// The container a writer's verified claim names, if it is here; its generation must be the claimed one.

@@ -151,6 +151,7 @@ mod tests {
             log_last_index: 1,
             state_hash: String::new(),
             members: members.collect(),
+            vote: 1,
         }
     }
 

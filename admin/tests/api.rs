@@ -112,6 +112,7 @@ fn group(name: &str) -> GroupInfo {
         log_last_index: 9,
         state_hash: "ab".into(),
         members: vec![member(1, true), member(2, true), member(3, false)],
+        vote: 1,
     }
 }
 

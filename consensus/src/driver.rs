@@ -735,6 +735,7 @@ impl<R: Send + 'static> Driver<R> {
         let log = self.node.store().log();
         let mut status = self.shared.status.lock();
         status.term = self.node.raft.term;
+        status.vote = self.node.raft.vote;
         status.commit_index = self.node.raft.raft_log.committed;
         status.log_first_index = log.first_index();
         status.log_last_index = log.last_index();

@@ -273,6 +273,8 @@ pub enum Priority {
 pub struct GroupStatus {
     /// The current term.
     pub term: u64,
+    /// Whom this replica voted for in it, 0 for nobody.
+    pub vote: u64,
     /// Whether this replica leads and has applied an entry of its term.
     pub is_leader: bool,
     /// The leader's raft id, 0 if unknown.
@@ -514,6 +516,7 @@ impl<M: StateMachine> Group<M> {
             log_last_index: status.log_last_index,
             state_hash: format!("{:032x}", status.state_hash),
             members: self.handle.shared.member_infos.lock().clone(),
+            vote: status.vote,
         }
     }
 
@@ -861,6 +864,7 @@ fn no_thread(config: &GroupConfig) -> impl FnOnce(std::io::Error) -> OpenError {
 fn status_at_start(log: &dyn Log, progress: &Progress) -> GroupStatus {
     GroupStatus {
         term: log.hard_state().term,
+        vote: log.hard_state().vote,
         is_leader: false,
         leader: 0,
         commit_index: log.hard_state().commit.max(progress.applied_index),

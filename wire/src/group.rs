@@ -68,6 +68,9 @@ pub struct GroupInfo {
     pub state_hash: String,
     /// All members, by raft id.
     pub members: Vec<MemberInfo>,
+    /// Whom it voted for in its term, 0 for nobody. Within a term it never changes from one to another.
+    #[serde(default)]
+    pub vote: u64,
 }
 
 impl GroupInfo {

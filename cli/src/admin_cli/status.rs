@@ -156,6 +156,7 @@ pub(super) mod tests {
                 member(2, MemberRole::Voter),
                 member(3, MemberRole::Learner),
             ],
+            vote: 2,
         }
     }
 

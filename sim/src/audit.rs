@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Some things must hold all the time and are watched during the load: orders for other lives of a replica are not obeyed,
-//! and in a gentle run no replica is left out.
+//! terms and votes
+//! never go back, and in a gentle run no replica is left out.
 //!
 //! Not here: what was answered before (the crate `checker`).
 
@@ -41,14 +42,18 @@ const WHOLE_WITHIN: Duration = Duration::from_secs(40 * 60);
 /// How often a condition is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often terms and votes are looked at.
+const TERM_INTERVAL: Duration = Duration::from_millis(300);
+
 /// Audits a cluster in peace.
 pub(crate) async fn audit(run: &Rc<Run>) {
+    wrong_orders(run);
     serves(run).await;
     reads(run).await;
     within(run, "state machines differ", LEVEL_WITHIN, level).await;
     within(run, "redundancy is not restored", WHOLE_WITHIN, redundancy).await;
-    within(run, "space is not reclaimed", WHOLE_WITHIN, space).await;
     within(run, "replicas are not whole", WHOLE_WITHIN, whole).await;
+    within(run, "space is not reclaimed", WHOLE_WITHIN, space).await;
     reads(run).await;
     wrong_orders(run);
     run.trace.line("audited".to_owned());
@@ -60,7 +65,8 @@ where
     F: Future<Output = Result<(), String>>,
 {
     let begun_ms = run.world.elapsed_ms();
-    loop {
+    // One violation is enough, and the rest of a broken cluster may never come.
+    while !run.has_failed() {
         match look(run.clone()).await {
             Ok(()) => {
                 let took_s = (run.world.elapsed_ms() - begun_ms) / 1000;
@@ -78,7 +84,7 @@ where
 
 /// Every gateway takes a write.
 async fn serves(run: &Rc<Run>) {
-    let key = run.plan.keys;
+    let key = run.plan.audit_key();
     let begun_ms = run.world.elapsed_ms();
     for (index, gateway) in run.cluster.gateways() {
         loop {
@@ -86,7 +92,9 @@ async fn serves(run: &Rc<Run>) {
             let id = run.history.lock().begin(ask);
             let (gateway, replication) = (gateway.clone(), Replication::Three);
             let put = node::enter(Some(index), || {
-                task::spawn(async move { gateway.put(id, key, Condition::None, 100, replication).await })
+                task::spawn(async move {
+                    gateway.put(id, key, Condition::None, 100, replication, Duration::ZERO).await
+                })
             });
             let answer = put.await.unwrap_or(Answer::Unknown);
             let is_done = matches!(answer, Answer::Written { .. });
@@ -106,8 +114,12 @@ async fn serves(run: &Rc<Run>) {
 
 /// Reads every key and the listing through some gateway; the checker looks at the answers.
 async fn reads(run: &Rc<Run>) {
+    if run.has_failed() {
+        return;
+    }
     let gateways = run.cluster.gateways();
-    for (at, ask) in (0..=run.plan.keys).map(|key| Ask::Get { key }).chain([Ask::List]).enumerate() {
+    let keys = (0..run.plan.keys + run.cold()).chain([run.plan.audit_key()]);
+    for (at, ask) in keys.map(|key| Ask::Get { key }).chain([Ask::List]).enumerate() {
         let Some((index, gateway)) = gateways.get(at % gateways.len().max(1)).cloned() else { return };
         let id = run.history.lock().begin(ask.clone());
         let work = ask.clone();
@@ -280,6 +292,47 @@ async fn whole(run: Rc<Run>) -> Result<(), String> {
 fn wrong_orders(run: &Run) {
     for wrong in run.cluster.orders_obeyed_wrongly() {
         run.violation(wrong);
+    }
+}
+
+/// What a replica of a group last said of itself.
+#[derive(Clone, Copy)]
+struct Said {
+    term: u64,
+    vote: u64,
+}
+
+/// Looks all the time whether a term goes back, a vote changes within its term, or a term has two leaders (R2, R3).
+pub(crate) async fn watch_terms(run: Rc<Run>) {
+    let mut said: BTreeMap<(&str, NodeIndex), Said> = BTreeMap::new();
+    let mut leaders: BTreeMap<(&str, u64), u64> = BTreeMap::new();
+    while !run.has_failed() {
+        tokio::time::sleep(TERM_INTERVAL).await;
+        for group in ["om", "scm"] {
+            for index in run.cluster.metas() {
+                let Some(info) = run.cluster.group_of(group, index).await else { continue };
+                let now = Said { term: info.term, vote: info.vote };
+                if let Some(before) = said.insert((group, index), now) {
+                    let is_changed = now.term == before.term && before.vote != 0 && now.vote != before.vote;
+                    if now.term < before.term || is_changed {
+                        run.violation(format!(
+                            "{group} of node {index} was in term {} and had voted for {}, and is in term {} and has voted for {}",
+                            before.term, before.vote, now.term, now.vote
+                        ));
+                    }
+                }
+                if info.leader != Some(info.raft_id) {
+                    continue;
+                }
+                let leader = *leaders.entry((group, info.term)).or_insert(info.raft_id);
+                if leader != info.raft_id {
+                    run.violation(format!(
+                        "{group} has two leaders in term {}: {leader} and {index}",
+                        info.term
+                    ));
+                }
+            }
+        }
     }
 }
 

@@ -37,7 +37,7 @@ use rand_chacha::ChaCha8Rng;
 use scm::{Scm, ScmConfig};
 use uuid::Uuid;
 use wire::block::{DatanodeAddress, Replication};
-use wire::group::Member;
+use wire::group::{GroupInfo, Member};
 use wire::host::HostPort;
 use wire::ids::{ClusterId, ContainerId, Generation};
 use wire::operator::GetGroup;
@@ -73,6 +73,8 @@ const OPEN_KEY_SCAN_MS: u64 = 30_000;
 pub(crate) const SKEW_MS_MAX: i64 = 5000;
 /// Of a container file, and of what survives a power cut.
 const PAGE_BYTES: usize = PAGE as usize;
+/// Bytes of a copy that rot together: some are of blocks that are still there in the end.
+const COPY_ROTS: usize = 10;
 /// A full disk still has this much: less than anything needs to grow.
 const FULL_DISK_BYTES: u64 = 1 << 20;
 
@@ -90,6 +92,8 @@ pub(crate) enum End {
 #[derive(Debug, Clone)]
 pub(crate) struct Knobs {
     log_segment_bytes: u64,
+    /// Few: a replica that was away needs a snapshot.
+    log_keep_entries: u64,
     container_bytes_max: u64,
     /// A block's longest length: several fit a container.
     block_bytes_max: u64,
@@ -106,10 +110,11 @@ impl Knobs {
         let container_bytes_max = *[4 << 20, 8 << 20, 16 << 20].choose(draws).unwrap_or(&(8 << 20));
         Self {
             log_segment_bytes: *[64 << 10, 256 << 10].choose(draws).unwrap_or(&(256 << 10)),
+            log_keep_entries: *[20, 100, 1000, 100_000].choose(draws).unwrap_or(&1000),
             container_bytes_max,
             block_bytes_max: container_bytes_max / 4,
-            repair_delay_ms: draws.random_range(2000..40_000),
-            dead_silence_ms: draws.random_range(15_000..60_000),
+            repair_delay_ms: draws.random_range(2000..30_000),
+            dead_silence_ms: draws.random_range(8000..40_000),
             delete_grace_ms: draws.random_range(30_000..60_000),
             session_silence_ms: draws.random_range(75_000..150_000),
         }
@@ -118,6 +123,11 @@ impl Knobs {
     /// For runs in which no node may be given up.
     pub(crate) fn never_dead(&mut self) {
         self.dead_silence_ms = 10 * 60_000;
+    }
+
+    /// When copies begin after a datanode was silent.
+    pub(crate) fn copied_ms(&self) -> u64 {
+        self.dead_silence_ms + self.repair_delay_ms
     }
 
     /// A reader that holds a block list for so long still finds every block, however the clocks are off.
@@ -139,8 +149,13 @@ impl Shape {
     /// Draws a shape.
     pub(crate) fn draw(draws: &mut ChaCha8Rng) -> Self {
         let metas = *[1, 3, 3, 3, 3, 3, 3, 5].choose(draws).unwrap_or(&3);
-        let datanodes = draws.random_range(3..=6);
-        Self { metas, datanodes, gateways: draws.random_range(1..=3), knobs: Knobs::draw(draws) }
+        let datanodes = *[3, 3, 3, 4, 4, 5, 6].choose(draws).unwrap_or(&3);
+        Self {
+            metas,
+            datanodes,
+            gateways: *[1, 2, 2, 3].choose(draws).unwrap_or(&2),
+            knobs: Knobs::draw(draws),
+        }
     }
 }
 
@@ -248,25 +263,28 @@ impl Cluster {
     pub(crate) async fn leader(&self, group: &str) -> Option<NodeIndex> {
         let mut highest = None;
         for index in self.metas() {
-            let Some(services) = self.registry.of(index) else { continue };
-            let asked = node::enter(Some(index), || {
-                let group = group.to_owned();
-                task::spawn(async move {
-                    match (group.as_str(), services.om, services.scm) {
-                        ("om", Some(om), _) => call_om(&*om, GetGroup {}).await.ok(),
-                        (_, _, Some(scm)) => call_scm(&*scm, GetGroup {}).await.ok(),
-                        _ => None,
-                    }
-                })
-            });
-            // A node that stands still does not answer.
-            let answer = tokio::time::timeout(Duration::from_millis(1), asked).await;
-            let Ok(Ok(Some(info))) = answer else { continue };
+            let Some(info) = self.group_of(group, index).await else { continue };
             if info.leader == Some(u64::from(index)) && highest.is_none_or(|(term, _)| term < info.term) {
                 highest = Some((info.term, index));
             }
         }
         highest.map(|(_, index)| index)
+    }
+
+    /// A group as the replica on a node sees it; past the network. None if the node is down or stands still.
+    pub(crate) async fn group_of(&self, group: &str, index: NodeIndex) -> Option<GroupInfo> {
+        let services = self.registry.of(index)?;
+        let is_om = group == "om";
+        let asked = node::enter(Some(index), || {
+            task::spawn(async move {
+                match (is_om, services.om, services.scm) {
+                    (true, Some(om), _) => call_om(&*om, GetGroup {}).await.ok(),
+                    (false, _, Some(scm)) => call_scm(&*scm, GetGroup {}).await.ok(),
+                    _ => None,
+                }
+            })
+        });
+        tokio::time::timeout(Duration::from_millis(1), asked).await.ok()?.ok()?
     }
 
     fn link(&self, from: NodeIndex, to: NodeIndex) -> Link {
@@ -532,9 +550,11 @@ impl Cluster {
             for name in files_of(disk, ".copy") {
                 let contents = disk.contents(&name).unwrap_or_default();
                 if contents.len() > 2 * PAGE_BYTES {
-                    let offset = draws.random_range(2 * PAGE_BYTES..contents.len());
-                    disk.damage(&name, offset as u64, &[contents[offset] ^ 0x41]);
-                    self.trace.line(format!("rot at byte {offset} of {name} on {index}"));
+                    for _ in 0..COPY_ROTS {
+                        let offset = draws.random_range(2 * PAGE_BYTES..contents.len());
+                        disk.damage(&name, offset as u64, &[contents[offset] ^ 0x41]);
+                    }
+                    self.trace.line(format!("rot in {name} on {index}"));
                     has_rotted = true;
                 }
             }
@@ -585,7 +605,9 @@ async fn open_meta(
     let member = members.iter().find(|member| member.raft_id == u64::from(index)).cloned();
     // One member alone has no peers to reach.
     let transport = (members.len() > 1).then_some(peers as Arc<dyn PeerTransport>);
-    let place = Place { member, voters: members, join: false, transport, ..Place::default() };
+    let log_keep_entries = Some(knobs.log_keep_entries);
+    let place =
+        Place { member, voters: members, join: false, transport, log_keep_entries, ..Place::default() };
     let scm_config = ScmConfig {
         disk: Some(disk(1)),
         place: place.clone(),

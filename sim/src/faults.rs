@@ -47,6 +47,8 @@ pub(crate) enum Kind {
     LongDeath,
     /// A node ends at one of the program's durable steps.
     DieAtStep,
+    /// A node ends at one certain step of these.
+    DieAtNamedStep,
     /// A process stands still, and goes on as if nothing had been.
     Pause,
     /// A gateway stands still until its session is over.
@@ -124,7 +126,7 @@ const KINDS: &[Kind] = &[
 const GENTLE: &[Kind] = &[Kind::DataDiskFull, Kind::Close, Kind::Transfer, Kind::Skew];
 
 /// What makes SCM give a replica up.
-const GIVEN_UP: &[Kind] = &[Kind::LongDeath, Kind::CutFromScm, Kind::SyncFails];
+const GIVEN_UP: &[Kind] = &[Kind::LongDeath, Kind::CutFromScm, Kind::SyncFails, Kind::RotOfCopies];
 
 /// The faults of a run.
 #[derive(Debug)]
@@ -140,13 +142,13 @@ pub(crate) struct Swarm {
 impl Swarm {
     /// Draws which kinds there are, and how often each comes.
     pub(crate) fn draw(draws: &mut ChaCha8Rng) -> Self {
-        let pause = Duration::from_secs(draws.random_range(4..30));
+        let pause = Duration::from_secs(draws.random_range(2..20));
         if draws.random_ratio(1, 10) {
             let kinds = GENTLE.iter().map(|kind| (*kind, draws.random_range(1..=4))).collect();
             return Self { kinds, pause, is_gentle: true };
         }
         // A few or many: a run of one kind goes deep, a run of all finds what only comes together.
-        let share = *[0.08, 0.15, 0.3, 0.5].choose(draws).unwrap_or(&0.3);
+        let share = *[0.06, 0.12, 0.25, 0.5].choose(draws).unwrap_or(&0.3);
         let mut kinds: Vec<(Kind, u32)> = Vec::new();
         while kinds.is_empty() {
             for kind in KINDS {
@@ -160,6 +162,13 @@ impl Swarm {
             kinds.retain(|(kind, _)| !GIVEN_UP.contains(kind));
         }
         Self { kinds, pause, is_gentle: false }
+    }
+
+    /// Kinds that came later draw from a stream of their own: the seeds on record keep what they had.
+    pub(crate) fn draw_more(&mut self, draws: &mut ChaCha8Rng) {
+        if !self.is_gentle && draws.random_bool(0.2) {
+            self.kinds.push((Kind::DieAtNamedStep, *[1, 2, 8].choose(draws).unwrap_or(&1)));
+        }
     }
 
     fn choose(&self, draws: &mut ChaCha8Rng) -> Kind {
@@ -225,18 +234,21 @@ async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
             tokio::time::sleep(pause).await;
             run.world.die_at_steps(0);
         }
-        Kind::Pause => stand_still(run, node, pause).await,
+        Kind::DieAtNamedStep => {
+            // What is rare is chosen as often as what happens all the time.
+            let name = wire::failpoint::NAMES.choose(draws).copied();
+            run.world.die_at(name.map(|name| (name, draws.random_range(0..3))));
+            tokio::time::sleep(pause).await;
+            run.world.die_at(None);
+        }
+        Kind::Pause => stand_still(node, pause).await,
         Kind::LongPause => {
             let Some(gateway) = cluster.gateway_nodes().choose(draws).copied() else { return };
             let silence_ms = cluster.knobs().session_silence_ms as f64 * draws.random_range(0.9..1.6);
-            stand_still(run, gateway, Duration::from_millis(silence_ms as u64)).await;
+            stand_still(gateway, Duration::from_millis(silence_ms as u64)).await;
         }
         Kind::Stutter => {
-            let until_ms = run.world.elapsed_ms() + pause.as_millis() as u64;
-            while run.world.elapsed_ms() < until_ms {
-                stand_still(run, node, Duration::from_millis(draws.random_range(20..900))).await;
-                tokio::time::sleep(Duration::from_millis(draws.random_range(1..400))).await;
-            }
+            stutter(run, node, pause, 20..900, draws).await;
         }
         Kind::Isolate => {
             for other in &nodes {
@@ -284,7 +296,7 @@ async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
         Kind::DataDiskFull => fill(run, datanode, pause).await,
         Kind::SyncFails => cluster.fail_sync(node),
         Kind::Rot => cluster.rot(draws),
-        Kind::RotOfCopies => rot_copies(run, draws).await,
+        Kind::RotOfCopies => rot_copies(run, datanode, draws).await,
         Kind::Transfer => transfer(run, draws).await,
         Kind::Close => close_one(run, draws).await,
         Kind::Decommission => decommission(run, pause, draws).await,
@@ -296,11 +308,25 @@ async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
     }
 }
 
-async fn stand_still(run: &Rc<Run>, index: NodeIndex, pause: Duration) {
+async fn stand_still(index: NodeIndex, pause: Duration) {
     node::pause(index);
     tokio::time::sleep(pause).await;
     node::resume(index);
-    run.trace.line(format!("node {index} goes on"));
+}
+
+/// Stands still for `stills` milliseconds again and again, until `pause` is over.
+async fn stutter(
+    run: &Rc<Run>,
+    index: NodeIndex,
+    pause: Duration,
+    stills: std::ops::Range<u64>,
+    draws: &mut ChaCha8Rng,
+) {
+    let until_ms = run.world.elapsed_ms() + pause.as_millis() as u64;
+    while run.world.elapsed_ms() < until_ms {
+        stand_still(index, Duration::from_millis(draws.random_range(stills.clone()))).await;
+        tokio::time::sleep(Duration::from_millis(draws.random_range(5..60))).await;
+    }
 }
 
 async fn fill(run: &Rc<Run>, index: NodeIndex, pause: Duration) {
@@ -329,35 +355,58 @@ async fn cut_leader(run: &Rc<Run>, draws: &mut ChaCha8Rng) {
     let group = if draws.random_ratio(4, 5) { "om" } else { "scm" };
     let Some(leader) = cluster.leader(group).await else { return };
     let peers: Vec<NodeIndex> = cluster.metas().into_iter().filter(|peer| *peer != leader).collect();
-    let away = Duration::from_millis(draws.random_range(1500..7000));
+    let away = Duration::from_millis(draws.random_range(2000..7000));
     run.trace.line(format!("the leader of {group} is {leader}"));
     run.set_busy(true);
-    if draws.random_ratio(1, 4) {
-        stand_still(run, leader, away).await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        run.set_busy(false);
-        return;
+    if draws.random_bool(0.3) {
+        // A new leader takes long to hear that what it holds was agreed on.
+        for meta in cluster.metas() {
+            cluster.network.slow(meta, Duration::from_millis(draws.random_range(1..120)));
+        }
     }
-    cut(run, &[leader], &peers, draws);
-    let mut gateways = cluster.gateway_nodes();
-    gateways.shuffle(draws);
-    let lost = draws.random_range(0..=gateways.len());
-    cut(run, &gateways[..lost], &[leader], draws);
-    heal_after(run, away).await;
+    if draws.random_ratio(1, 4) {
+        stand_still(leader, away).await;
+    } else {
+        match draws.random_bool(0.8) {
+            true => cut_both(run, &[leader], &peers),
+            false => cut(run, &[leader], &peers, draws),
+        }
+        // Some gateways go on asking it, some cannot.
+        let mut gateways = cluster.gateway_nodes();
+        gateways.shuffle(draws);
+        let lost = draws.random_range(0..=gateways.len()).min(gateways.len().saturating_sub(1).max(1));
+        cut_both(run, &gateways[..lost], &[leader]);
+        if draws.random_bool(0.7) {
+            // Its clock runs slow, and it thinks long that it leads.
+            stutter(run, leader, away, 60..400, draws).await;
+        } else {
+            tokio::time::sleep(away).await;
+        }
+    }
+    heal_after(run, Duration::from_millis(500)).await;
     run.set_busy(false);
 }
 
-/// Damages copies under way as soon as there are any, on one datanode after another.
-async fn rot_copies(run: &Rc<Run>, draws: &mut ChaCha8Rng) {
+fn cut_both(run: &Rc<Run>, left: &[NodeIndex], right: &[NodeIndex]) {
+    for (left, right) in left.iter().flat_map(|left| right.iter().map(move |right| (*left, *right))) {
+        run.cluster.network.wall(left, right);
+        run.cluster.network.wall(right, left);
+    }
+}
+
+/// Takes a datanode away until its replicas are copied elsewhere, and damages a copy that comes of it.
+async fn rot_copies(run: &Rc<Run>, away: NodeIndex, draws: &mut ChaCha8Rng) {
+    let cluster = &run.cluster;
+    cluster.end(away, End::Killed, draws.random());
     let begun_ms = run.world.elapsed_ms();
-    while run.world.elapsed_ms() - begun_ms < 30_000 && !run.is_load_over() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        for index in run.cluster.datanodes() {
-            if run.cluster.rot_copies(index, draws) {
-                return;
-            }
+    let limit_ms = cluster.knobs().copied_ms() + 30_000;
+    while run.world.elapsed_ms() - begun_ms < limit_ms {
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        if cluster.datanodes().into_iter().any(|index| cluster.rot_copies(index, draws)) {
+            break;
         }
     }
+    cluster.start(run, away).await;
 }
 
 async fn transfer(run: &Rc<Run>, draws: &mut ChaCha8Rng) {

@@ -34,7 +34,7 @@ use checker::{Answer, Condition, History, KeyIndex, OpId, Page, body_of, etag_of
 pub(crate) const BUCKET: &str = "simulated";
 
 /// Keys of one page: small, so that listings have several.
-const PAGE_KEYS: u32 = 5;
+const PAGE_KEYS: u32 = 8;
 
 /// A gateway's life.
 pub(crate) struct SimulatedGateway {
@@ -113,7 +113,7 @@ impl SimulatedGateway {
             .unwrap_or_else(|| etag_of(id))
     }
 
-    /// PutObject.
+    /// PutObject. `hold` is waited before the commit, as for a slow client's last bytes.
     pub(crate) async fn put(
         &self,
         id: OpId,
@@ -121,11 +121,15 @@ impl SimulatedGateway {
         condition: Condition,
         bytes: u64,
         replication: Replication,
+        hold: Duration,
     ) -> Answer {
         self.history.lock().name_content(etag_of(id), id);
         let put = async {
             let bucket = self.bucket().await?;
             let blocks = self.store(body_of(id, bytes), replication).await?;
+            if !hold.is_zero() {
+                tokio::time::sleep(hold).await;
+            }
             let make = |context| CommitKey {
                 context,
                 bucket: bucket.clone(),

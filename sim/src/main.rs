@@ -4,6 +4,7 @@
 //!   sim --seed N            one run, loud with --trace; the last line says the result and the trace's hash
 //!   sim --seeds A..B        many runs, each in a process of its own, --jobs at once
 //!   sim --seed N --bug X    with a planted bug (built with the feature `planted`); --list-bugs names them
+//!   sim --planted           every planted bug at the seed on record; --find BUG searches one
 //! ```
 //!
 //! The real OM, SCM, datanode and client code runs here, with the real raft-rs and the real redb, on simulated disks, a
@@ -16,8 +17,9 @@
 //! | `cluster` | nodes, their lives and disks |
 //! | `network`, `services` | calls between them |
 //! | `gateway`, `workload` | clients and what they ask |
-//! | `faults` | what goes wrong |
+//! | `faults`, `orders` | what goes wrong |
 //! | `audit` | what is left at the end; what was answered is judged by the crate `checker` |
+//! | `planted` | at which seeds planted bugs are found |
 //! | `world`, `seed`, `trace` | time, randomness, the record |
 //!
 //! Not here: HTTP, signatures, XML (tested over sockets), real machines (the chaos tests).
@@ -28,6 +30,7 @@ mod faults;
 mod gateway;
 mod network;
 mod orders;
+mod planted;
 mod run;
 mod seed;
 mod services;
@@ -66,6 +69,15 @@ struct Args {
     /// A planted bug to switch on.
     #[arg(long)]
     bug: Option<String>,
+    /// Tries every planted bug at its recorded seed.
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "bug"])]
+    planted: bool,
+    /// Searches a planted bug, or `all`, in the seeds from 1.
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "bug", "planted"])]
+    find: Option<String>,
+    /// With --find: writes the seed into planted.txt of this source tree.
+    #[arg(long)]
+    record: bool,
     /// Names the planted bugs.
     #[arg(long)]
     list_bugs: bool,
@@ -85,6 +97,15 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    if (args.planted || args.find.is_some()) && cfg!(not(feature = "planted")) {
+        bail!("this build has no planted bugs: build with --features planted");
+    }
+    if args.planted {
+        return Ok(code(planted::check(args.jobs)?));
+    }
+    if let Some(bug) = &args.find {
+        return Ok(code(planted::find(bug, args.minutes, args.record)?));
+    }
     if let Some(bug) = &args.bug {
         plant(bug)?;
     }
@@ -93,6 +114,10 @@ fn main() -> anyhow::Result<ExitCode> {
         (None, Some(seeds)) => run_many(seeds, &args),
         _ => bail!("give --seed N or --seeds A..B"),
     }
+}
+
+fn code(is_well: bool) -> ExitCode {
+    if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[cfg(feature = "planted")]
@@ -182,7 +207,7 @@ fn run_many(seeds: &str, args: &Args) -> anyhow::Result<ExitCode> {
         println!("failed seeds: {failed:?}");
     }
     println!("{passed} passed, {} failed", failed.len());
-    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(code(failed.is_empty()))
 }
 
 fn start_logging(is_loud: bool) {

@@ -24,7 +24,7 @@ use crate::trace::Trace;
 use crate::workload::{self, Plan};
 use crate::world::SimulatedWorld;
 use crate::{audit, seed};
-use checker::{Answer, History};
+use checker::{Answer, History, KeyIndex};
 
 /// How often nodes that ended themselves are looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
@@ -52,6 +52,7 @@ pub(crate) struct Run {
     pub(crate) history: Arc<Mutex<History>>,
     load_over: Cell<bool>,
     is_busy: Cell<bool>,
+    cold: Cell<usize>,
     violations: RefCell<Vec<String>>,
     pub(crate) counts: RefCell<Counts>,
 }
@@ -88,6 +89,25 @@ impl Run {
 
     pub(crate) fn is_busy(&self) -> bool {
         self.is_busy.get()
+    }
+
+    /// How many keys were begun that are written once.
+    pub(crate) fn cold(&self) -> usize {
+        self.cold.get()
+    }
+
+    /// A key that nobody has written yet, unless there are `max`.
+    pub(crate) fn take_cold(&self, max: usize) -> Option<KeyIndex> {
+        let cold = self.cold.get();
+        (cold < max).then(|| {
+            self.cold.set(cold + 1);
+            self.plan.keys + cold
+        })
+    }
+
+    /// Whether something was wrong already.
+    pub(crate) fn has_failed(&self) -> bool {
+        !self.violations.borrow().is_empty()
     }
 
     /// Notes that the program did what it must not.
@@ -132,8 +152,9 @@ async fn play(seed: u64, options: Options) -> Verdict {
     let trace = Trace::new(world.clone(), options.is_loud);
     let mut draws = seed::stream(seed, "plan");
     let mut shape = Shape::draw(&mut draws);
-    let swarm = Swarm::draw(&mut draws);
+    let mut swarm = Swarm::draw(&mut draws);
     let plan = Plan::draw(&mut draws, swarm.is_gentle);
+    swarm.draw_more(&mut seed::stream(seed, "more kinds"));
     if swarm.spares_replicas() {
         shape.knobs.never_dead();
     }
@@ -150,6 +171,7 @@ async fn play(seed: u64, options: Options) -> Verdict {
         history,
         load_over: Cell::new(false),
         is_busy: Cell::new(false),
+        cold: Cell::new(0),
         violations: RefCell::default(),
         counts: RefCell::default(),
     });
@@ -171,11 +193,18 @@ async fn load(run: &Rc<Run>, options: &Options) {
     for number in 0..run.plan.clients {
         clients.push(tokio::task::spawn_local(workload::client(run.clone(), number)));
     }
+    tokio::task::spawn_local(audit::watch_terms(run.clone()));
     let faults = tokio::task::spawn_local(faults::break_things(run.clone()));
     if run.swarm.is_gentle {
         tokio::task::spawn_local(audit::watch_gently(run.clone()));
     }
-    tokio::time::sleep(Duration::from_secs(options.minutes * 60)).await;
+    for _ in 0..options.minutes * 60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // What comes after a violation proves nothing.
+        if run.has_failed() {
+            return;
+        }
+    }
     run.load_over.set(true);
     run.trace.line("the load ends".to_owned());
     // A fault under way heals itself; clients finish what they asked for.
@@ -192,6 +221,9 @@ async fn load(run: &Rc<Run>, options: &Options) {
         run.cluster.start(run, node).await;
     }
     run.trace.line("peace".to_owned());
+    if !checker::check(&run.history.lock()).is_empty() {
+        return;
+    }
     audit::audit(run).await;
 }
 

@@ -4,6 +4,7 @@
 //!
 //! Not here: what an operation is made of (`gateway`).
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,10 +17,13 @@ use wire::block::Replication;
 
 use crate::run::Run;
 use crate::seed;
-use checker::{Answer, Ask, Condition, OpId};
+use checker::{Answer, Ask, Condition, KeyIndex, OpId};
 
 /// A client gives up waiting after this: longer than any deadline inside.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Keys that are written once, at most.
+const COLD_MAX: usize = 150;
 
 /// So many times less do clients pause while they are busy.
 const BUSY: u32 = 12;
@@ -40,10 +44,12 @@ pub(crate) struct Plan {
     lists: u32,
     uploads: u32,
     copies: u32,
-    /// In a hundred of those who read: they take their time between looking a key up and reading it.
-    slow_reads: u32,
+    /// In a hundred: they take their time between looking a key up and reading it, or between writing and committing.
+    slow: u32,
     /// In a thousand: bodies of several blocks.
     large: u32,
+    /// In a hundred: keys that are written once and stay. What hot keys hide, being written again, they keep.
+    cold: u32,
 }
 
 impl Plan {
@@ -69,9 +75,15 @@ impl Plan {
             lists: few(draws, 15),
             uploads: few(draws, 10),
             copies: few(draws, 35),
-            slow_reads: few(draws, 30),
+            slow: few(draws, 25),
             large: few(draws, 10),
+            cold: draws.random_range(1..=8),
         }
+    }
+
+    /// The key that only the audit writes.
+    pub(crate) fn audit_key(&self) -> KeyIndex {
+        self.keys + COLD_MAX
     }
 
     /// Where a write puts its blocks.
@@ -84,7 +96,7 @@ impl Plan {
 pub(crate) async fn client(run: Rc<Run>, number: usize) {
     let mut draws = seed::stream(run.seed, &format!("client {number}"));
     // What this client last saw of some key: conditional writes name it.
-    let mut seen: Vec<Option<OpId>> = vec![None; run.plan.keys];
+    let mut seen: BTreeMap<KeyIndex, OpId> = BTreeMap::new();
     // Some ask whoever is there, others one gateway as long as it is up.
     let mut usual: Option<NodeIndex> = None;
     let is_loyal = draws.random_bool(0.5);
@@ -106,7 +118,7 @@ pub(crate) async fn client(run: Rc<Run>, number: usize) {
             task::spawn(async move {
                 match work {
                     Ask::Put { key, condition, bytes, by_upload: false } => {
-                        Ok(gateway.put(id, key, condition, bytes, replication).await)
+                        Ok(gateway.put(id, key, condition, bytes, replication, hold).await)
                     }
                     Ask::Put { key, condition, bytes, by_upload: true } => {
                         Ok(gateway.upload(id, key, condition, bytes, replication, is_aborted).await)
@@ -131,8 +143,10 @@ pub(crate) async fn client(run: Rc<Run>, number: usize) {
         run.count(&answer);
         match (&ask, &answer) {
             (Ask::Put { key, .. }, Answer::Written { content, .. })
-            | (Ask::Get { key }, Answer::Found { content, .. }) => seen[*key] = Some(*content),
-            (Ask::Put { key, .. }, Answer::Refused { current }) => seen[*key] = *current,
+            | (Ask::Get { key }, Answer::Found { content, .. }) => drop(seen.insert(*key, *content)),
+            (Ask::Put { key, .. }, Answer::Refused { current: Some(current) }) => {
+                seen.insert(*key, *current);
+            }
             _ => {}
         }
         run.history.lock().end(id, answer);
@@ -140,15 +154,15 @@ pub(crate) async fn client(run: Rc<Run>, number: usize) {
 }
 
 impl Run {
-    /// How long a reader waits before it reads what it has looked up.
+    /// How long a client waits in the middle of what it does.
     fn draw_hold(&self, draws: &mut ChaCha8Rng) -> Duration {
         let longest_ms = self.cluster.knobs().readable_ms() / 2;
         let hold = Duration::from_millis(draws.random_range(0..longest_ms));
-        if draws.random_range(0..100) < self.plan.slow_reads { hold } else { Duration::ZERO }
+        if draws.random_range(0..100) < self.plan.slow { hold } else { Duration::ZERO }
     }
 }
 
-fn draw_ask(run: &Run, draws: &mut ChaCha8Rng, seen: &[Option<OpId>]) -> Ask {
+fn draw_ask(run: &Run, draws: &mut ChaCha8Rng, seen: &BTreeMap<KeyIndex, OpId>) -> Ask {
     let plan = &run.plan;
     let key = draws.random_range(0..plan.keys);
     let mut roll = draws.random_range(0..100_u32);
@@ -172,14 +186,22 @@ fn draw_ask(run: &Run, draws: &mut ChaCha8Rng, seen: &[Option<OpId>]) -> Ask {
         return Ask::Copy { from: draws.random_range(0..plan.keys), to: key };
     }
     let by_upload = hits(plan.uploads);
+    if hits(plan.cold)
+        && let Some(key) = run.take_cold(COLD_MAX)
+    {
+        let bytes = draws.random_range(1..=plan.bytes_max);
+        return Ask::Put { key, condition: Condition::None, bytes, by_upload };
+    }
     let is_large = draws.random_range(0..1000) < plan.large;
     if !by_upload && !is_large && draws.random_bool(0.45) {
-        return Ask::Get { key };
+        let is_cold = run.cold() > 0 && draws.random_ratio(1, 8);
+        let cold = |draws: &mut ChaCha8Rng| plan.keys + draws.random_range(0..run.cold());
+        return Ask::Get { key: if is_cold { cold(draws) } else { key } };
     }
     let condition = match draws.random_range(0..100) {
         roll if roll >= plan.conditional => Condition::None,
         roll if roll % 2 == 0 => Condition::IfAbsent,
-        _ => seen[key].map_or(Condition::IfAbsent, Condition::IfMatch),
+        _ => seen.get(&key).copied().map_or(Condition::IfAbsent, Condition::IfMatch),
     };
     let bytes = if is_large {
         draws.random_range(1 << 20..6 << 20)

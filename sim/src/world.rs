@@ -27,6 +27,8 @@ pub(crate) struct SimulatedWorld {
     streams: RefCell<BTreeMap<Option<NodeIndex>, ChaCha8Rng>>,
     /// One in so many failpoints ends its node; 0 for none.
     step_death: Cell<u32>,
+    /// The failpoint whose next visitor ends, after so many others.
+    named_death: Cell<Option<(&'static str, u32)>>,
     steps: RefCell<ChaCha8Rng>,
 }
 
@@ -39,6 +41,7 @@ impl SimulatedWorld {
             skews_ms: RefCell::default(),
             streams: RefCell::default(),
             step_death: Cell::new(0),
+            named_death: Cell::new(None),
             steps: RefCell::new(seed::stream(seed, "steps")),
         });
         wire::world::install(Some(world.clone()));
@@ -58,6 +61,11 @@ impl SimulatedWorld {
     /// Lets one in `one_in` failpoints end its node; 0 for none.
     pub(crate) fn die_at_steps(&self, one_in: u32) {
         self.step_death.set(one_in);
+    }
+
+    /// Lets the node end that comes to the failpoint `name` after `others` times; None lets nobody.
+    pub(crate) fn die_at(&self, death: Option<(&'static str, u32)>) {
+        self.named_death.set(death);
     }
 }
 
@@ -81,6 +89,14 @@ impl World for SimulatedWorld {
     }
 
     fn step(&self, name: &'static str) {
+        if let Some((_, others)) = self.named_death.get().filter(|(wanted, _)| *wanted == name)
+            && node::current().is_some()
+        {
+            self.named_death.set((others > 0).then(|| (name, others.saturating_sub(1))));
+            if others == 0 {
+                platform::abort::abort(&format!("the simulator ended it at {name}"));
+            }
+        }
         let one_in = self.step_death.get();
         if one_in > 0 && node::current().is_some() && self.steps.borrow_mut().random_ratio(1, one_in) {
             platform::abort::abort(&format!("the simulator ended it at {name}"));

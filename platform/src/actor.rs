@@ -61,8 +61,8 @@ pub fn start<T: Send + 'static>(
     Ok(receiver)
 }
 
-/// Sends `tick()` to a loop at every `interval` until the loop has ended. A tick that finds the queue full is left out: a
-/// loop that is behind has no use for stale time. Needs a runtime.
+/// Sends `tick()` to a loop at every `interval` until the loop has ended. A tick that finds the queue half full is left out: a
+/// loop that is behind has no use for stale time, and its other inputs need the room. Needs a runtime.
 pub fn ticks<T: Send + 'static>(
     sender: mpsc::WeakSender<T>,
     interval: Duration,
@@ -72,6 +72,9 @@ pub fn ticks<T: Send + 'static>(
         loop {
             tokio::time::sleep(interval).await;
             let Some(sender) = sender.upgrade() else { return };
+            if sender.capacity() < sender.max_capacity() / 2 {
+                continue;
+            }
             if let Err(mpsc::error::TrySendError::Closed(_)) = sender.try_send(tick()) {
                 return;
             }
@@ -115,6 +118,21 @@ mod tests {
     #[tokio::test]
     async fn as_a_task_of_a_simulated_node() {
         node::scope(Some(1), adds_up_and_ends()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_leaves_room_for_other_inputs() {
+        let (sender, mut inbox) = mpsc::channel::<u32>(16);
+        ticks(sender.downgrade(), Duration::from_secs(1), || 0);
+        tokio::time::sleep(Duration::from_secs(1000)).await;
+        for input in 1..=7 {
+            sender.try_send(input).unwrap();
+        }
+        let mut inputs = Vec::new();
+        inbox.recv_many(&mut inputs, 16).await;
+        assert_eq!(inputs.iter().filter(|input| **input > 0).count(), 7);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(inbox.recv().await, Some(0), "time goes on when there is room again");
     }
 
     #[tokio::test(start_paused = true)]

@@ -233,7 +233,7 @@ impl Node {
         let found = self.containers.read().get(&id).cloned();
         // On a disk that is out of service it may be: "not here" would be a verdict.
         let absent =
-            || if self.misses_nothing() { BlockError::NoContainer(id) } else { BlockError::DiskFailed(id) };
+            || if self.never_had(id) { BlockError::NoContainer(id) } else { BlockError::DiskFailed(id) };
         found.ok_or_else(absent)
     }
 

@@ -265,7 +265,7 @@ pub struct CopyInfo {
     pub source: DatanodeId,
     /// To where.
     pub target: DatanodeId,
-    /// Bytes received, as reported.
+    /// Bytes received, and then those read back as well, as reported: beyond `total_bytes` it is being verified.
     pub received_bytes: u64,
     /// Bytes in all.
     pub total_bytes: u64,

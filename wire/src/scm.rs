@@ -288,7 +288,7 @@ pub enum ReplicaCondition {
     Whole,
     /// A copy in progress: not readable, dropped at a restart.
     Copying {
-        /// Bytes received.
+        /// Bytes received, and then those read back as well: up to twice the replica's. It moves as long as the copy does.
         received_bytes: u64,
     },
     /// A copy that has arrived, was synced, read back past the page cache and found right. SCM may make it VALID.

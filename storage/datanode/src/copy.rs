@@ -60,6 +60,8 @@ const RETRY_NS: u64 = 10 * 1_000_000_000;
 const THROTTLE_SLICE: Duration = Duration::from_millis(500);
 /// Bytes gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
+/// SCM hears of a read-back every so many bytes.
+const TELL_BYTES: u64 = 8 << 20;
 /// Rows of one commit that enters a copy into the index.
 const ROWS_PER_COMMIT: usize = 4096;
 /// Bytes an extent takes beyond its data, at most: header, trailer, and rounding. Its chunk list is counted apart.
@@ -197,6 +199,12 @@ impl Copies {
         }
     }
 
+    /// SCM is to hear that it moves: a copy that does not is given up.
+    fn tell(&self, node: &Node, container: ContainerId, received_bytes: u64) {
+        self.change(container, |copy| copy.report.condition = ReplicaCondition::Copying { received_bytes });
+        node.changes.add(container);
+    }
+
     fn remove(&self, container: ContainerId) {
         self.copies.lock().remove(&container);
     }
@@ -265,12 +273,8 @@ async fn receive(
         node.copies.check(order.container)?;
         let written = task::spawn_blocking(move || copy.write_pages().map(|()| copy));
         copy = written.await.map_err(|_| BlockError::Stopping)??;
-        let received_bytes = copy.received;
-        node.copies.change(order.container, |copy| {
-            copy.report.condition = ReplicaCondition::Copying { received_bytes }
-        });
-        node.changes.add(order.container);
-        pace.keep(&node.copies, order.container, received_bytes).await?;
+        node.copies.tell(&node, order.container, copy.received);
+        pace.keep(&node.copies, order.container, copy.received).await?;
     }
     drop(pieces);
     let bytes = copy.received;
@@ -551,6 +555,7 @@ impl CopyFile {
         if page != self.header.encode() {
             return Err(BlockError::Damaged(id, "the header of the copy is not what was written"));
         }
+        let (mut read_back, mut told) = (0, 0);
         for (number, (local, extent)) in self.extents.iter().enumerate() {
             if number % 256 == 0 {
                 self.node.copies.check(id)?;
@@ -568,6 +573,11 @@ impl CopyFile {
                 .map_err(|error| self.disk.read_failed("read a copy back", error))?;
             if whole != Some(*extent) {
                 return Err(BlockError::Corrupt(block, "its copy was not read back as it was written"));
+            }
+            read_back += extent.length;
+            if read_back - told >= TELL_BYTES {
+                told = read_back;
+                self.node.copies.tell(&self.node, id, self.received + read_back);
             }
         }
         Ok(())

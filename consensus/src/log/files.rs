@@ -182,6 +182,15 @@ pub(crate) fn open_file(disk: &dyn DiskIo, name: &str) -> Result<Arc<dyn BlockFi
     disk.open(name, OpenMode::Existing).map_err(io_error("open", disk, name))
 }
 
+/// Opens a file whose bytes will be believed. After a failed fsync the kernel shows what never reached the disk: memory is
+/// written out first and then not asked.
+pub(crate) fn open_as_stored(disk: &dyn DiskIo, name: &str) -> std::io::Result<Arc<dyn BlockFile>> {
+    let file = disk.open(name, OpenMode::Existing)?;
+    file.sync_all()?;
+    file.drop_cached()?;
+    Ok(file)
+}
+
 /// Makes a zero-filled spare, durable under its name.
 pub(crate) fn prepare_spare(disk: &dyn DiskIo, segment_bytes: u64) -> Result<String, LogError> {
     let outcome = fill_with_zeros(disk, segment_bytes).and_then(|()| {

@@ -14,7 +14,7 @@ use raft::eraftpb::{Entry, HardState};
 
 use crate::error::LogError;
 
-pub(crate) use files::{Identity, is_log_file};
+pub(crate) use files::{Identity, is_log_file, open_as_stored};
 pub(crate) use record::entry_record_size;
 pub(crate) use segmented::{LogConfig, SegmentedLog};
 

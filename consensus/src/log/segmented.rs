@@ -39,8 +39,8 @@ use raft::eraftpb::{Entry, HardState};
 
 use super::Log;
 use super::files::{
-    BadHeader, Identity, LOG_FORMAT, SEGMENT_HEADER_SIZE, SegmentHeader, io_error, list, open_file,
-    prepare_spare, promote_spare, remove_segment, retire_segment,
+    BadHeader, Identity, LOG_FORMAT, SEGMENT_HEADER_SIZE, SegmentHeader, io_error, list, open_as_stored,
+    open_file, prepare_spare, promote_spare, remove_segment, retire_segment,
 };
 use super::record::{
     CONTROL_RECORD_SIZE, Found, RECORD_HEADER_SIZE, Record, Stamp, claimed_size, decode, to_entry,
@@ -195,7 +195,8 @@ impl SegmentedLog {
 
     /// Reads a segment's header and checks that it continues what was read so far.
     fn open_segment(&mut self, epoch: u64, name: String, seal: Option<Stamp>) -> Result<(), LogError> {
-        let file = open_file(&*self.config.disk, &name)?;
+        let disk = &*self.config.disk;
+        let file = open_as_stored(disk, &name).map_err(io_error("open", disk, &name))?;
         let header = self.read_header(&*file, &name)?;
         if header.identity != self.config.identity {
             return Err(LogError::Foreign {

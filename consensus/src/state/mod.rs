@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 use wire::group::Member;
 
 use crate::error::{OpenError, StoreError};
-use crate::log::Identity;
+use crate::log::{Identity, open_as_stored};
 use crate::space::{Reserve, is_full};
 use crate::store::{ReadView, Table, seal_row, unseal_row};
 
@@ -353,7 +353,10 @@ fn remove_unfinished(config: &StateConfig) -> Result<(), OpenError> {
 
 fn open_database(config: &StateConfig, name: &str, mode: OpenMode) -> Result<Arc<StateDb>, OpenError> {
     let length = Arc::new(AtomicU64::new(0));
-    let opened = config.disk.open(name, mode);
+    let opened = match mode {
+        OpenMode::Existing => open_as_stored(&*config.disk, name),
+        mode => config.disk.open(name, mode),
+    };
     let backend = opened
         .and_then(|file| {
             // A snapshot in the making can be sent again: it never uses up what others need to go on.

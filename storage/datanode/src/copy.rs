@@ -273,7 +273,7 @@ async fn receive(
         node.copies.check(order.container)?;
         let written = task::spawn_blocking(move || copy.write_pages().map(|()| copy));
         copy = written.await.map_err(|_| BlockError::Stopping)??;
-        node.copies.tell(&node, order.container, copy.received);
+        node.copies.tell(node, order.container, copy.received);
         pace.keep(&node.copies, order.container, copy.received).await?;
     }
     drop(pieces);

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use platform::disk::Directory;
-use platform::simulated::SimulatedDisk;
+use platform::simulated::{Faults, SimulatedDisk};
 use proptest::prelude::*;
 
 use super::*;
@@ -439,5 +439,30 @@ proptest! {
         prop_assert!(log.last_index() >= modelled.synced.len() as u64);
         let kept = log.last_index() as usize;
         prop_assert_eq!(&all(&log)[..], &modelled.model[log.first_index() as usize - 1..kept]);
+    }
+}
+
+#[test]
+fn what_a_failed_sync_left_in_memory_is_not_believed() {
+    for seed in 0..40 {
+        let disk = SimulatedDisk::new(64 << 20);
+        let config = || LogConfig { disk: Arc::new(disk.clone()), ..config(Path::new(".")) };
+        let mut log = SegmentedLog::create(config()).unwrap();
+        fill(&mut log, 5, 900);
+        log.append(&[entry(6, 1, 3000), entry(7, 1, 3000)], &hard_state(1, 5)).unwrap();
+        disk.set_faults(Faults { next_sync_fails: true, ..Faults::default() });
+        assert!(log.sync().is_err());
+        // The process ends of it and starts again; the machine lives on, and so does its memory.
+        disk.kill();
+        drop(log);
+        let mut log = SegmentedLog::open(config()).unwrap();
+        fill(&mut log, 3, 900);
+        let last = log.last_index();
+        let before = all(&log);
+        drop(log);
+        disk.crash(seed);
+        let log = SegmentedLog::open(config()).unwrap();
+        assert_eq!(log.last_index(), last);
+        assert_eq!(all(&log), before);
     }
 }

@@ -128,7 +128,7 @@ async fn tokens_are_asked_for() {
     let mut signed_by_young = good.clone();
     signed_by_young.token = BlockToken::sign(signed_by_young.token.claim, &young);
     let failure = rig.datanode.write_small_block(signed_by_young, run()).await.unwrap_err();
-    assert_eq!(failure.status, Status::Retry, "a key that is not known yet");
+    assert_eq!(failure.status, Status::NotReady, "a key that is not known yet");
     let mut read = rig.read_request(&entry, 0, 5);
     read.token = good.token.clone();
     assert_eq!(rig.datanode.read_block(read).await.err().unwrap().status, Status::Denied);

@@ -1,5 +1,7 @@
 //! Bodies of all sizes to blocks and back, and what becomes of blocks that nobody commits.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod cluster;
 
 use bytes::Bytes;

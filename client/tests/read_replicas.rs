@@ -1,5 +1,7 @@
 //! Reads of blocks whose replicas hang, die in mid-stream, have moved or are gone.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod cluster;
 
 use std::time::Duration;

@@ -10,7 +10,6 @@ use std::ops::ControlFlow;
 
 use consensus::MemoryStore;
 use proptest::prelude::*;
-use proptest::strategy::ValueTree;
 use wire::block::{DatanodeAddress, Replication, TokenKey};
 use wire::ids::{BlockId, ClusterId, ContainerId, DatanodeId, Generation, LocalId};
 use wire::scm::{
@@ -685,6 +684,8 @@ proptest! {
 #[cfg(feature = "planted")]
 #[test]
 fn planted_bugs_are_caught() {
+    use proptest::strategy::ValueTree;
+
     const CASES_MAX: usize = 200;
     let bugs =
         ["degraded_stays_valid", "copy_from_unsealed", "copy_without_verify", "last_valid_marked_invalid"];

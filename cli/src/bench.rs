@@ -34,7 +34,7 @@ use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::sync::watch;
+use platform::watch;
 
 use self::cpu::ServerPid;
 use self::load::{CellRun, Progress};
@@ -175,8 +175,7 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let (stop, stopped) = watch::channel(false);
     let interrupt = tokio::spawn(async move {
         if tokio::signal::ctrl_c().await.is_ok() {
-            // The receivers may be gone: then there is nothing left to stop.
-            let _ = stop.send(true);
+            stop.send_replace(true);
         }
         // The sender lives as long as this task, or every receiver would take its end for a stop.
         std::future::pending::<()>().await;

@@ -21,12 +21,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use platform::disk::{Directory, DiskIo};
+use platform::watch;
 use platform::{actor, task};
 use raft::RawNode;
 use raft::eraftpb::HardState;
 use tokio::runtime;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 use wire::group::{GroupInfo, Member, MemberRole, MembershipChange};
 use wire::host::HostPort;
@@ -486,7 +487,7 @@ impl<M: StateMachine> Group<M> {
     /// If the group stops before.
     pub async fn wait_leader(&self) -> Result<(), ReadError> {
         let mut phase = self.handle.shared.phase.subscribe();
-        match phase.wait_for(|phase| *phase != Phase::Following).await.as_deref() {
+        match phase.wait_for(|phase| *phase != Phase::Following).await {
             Ok(Phase::Leading) => Ok(()),
             _ => Err(ReadError::Stopped),
         }

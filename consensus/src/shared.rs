@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{oneshot, watch};
+use platform::watch;
+use tokio::sync::oneshot;
 
 use wire::group::{MemberInfo, MembershipChange};
 

@@ -16,7 +16,7 @@
 use std::future::Future;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use platform::watch;
 use tokio::task::JoinHandle;
 
 use crate::group::Leadership;

@@ -41,8 +41,8 @@ mod tests {
     use client::service::{CallError, OmService, ScmService, call_om};
     use consensus::{Group, GroupConfig, Leadership};
     use parking_lot::Mutex;
+    use platform::watch;
     use tempfile::TempDir;
-    use tokio::sync::watch;
     use wire::block::{DatanodeAddress, Pipeline, Replication, TokenKey};
     use wire::ids::{ClusterId, ContainerId, DatanodeId, Generation, LeaseId, LocalId, PipelineId};
     use wire::om::{CreateBucket, GetBucket, OmCall, OpenSession, RenewSession, TakeLoan, WriteContext};

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use client::service::{ScmService, call_scm};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use platform::watch;
+use tokio::sync::Notify;
 use wire::block::{
     BlockClaim, BlockEntry, BlockOperation, BlockToken, ContainerLocation, ReplicaLocation, Replication,
     TokenKey,

@@ -57,7 +57,7 @@ impl Om {
         let patience = tokio::time::sleep(LEASE_WAIT);
         tokio::pin!(patience);
         loop {
-            changed.borrow_and_update();
+            changed.mark_seen();
             if let Some(lease) = self.choose_lease(request.replication, &avoid, &BTreeSet::new()).await?
                 && memory.check_token_keys().is_ok()
             {

@@ -23,7 +23,7 @@ use consensus::{
 };
 use parking_lot::RwLock;
 use platform::task;
-use tokio::sync::watch;
+use platform::watch;
 use wire::clock;
 use wire::group::MemberRole;
 use wire::host::HostPort;

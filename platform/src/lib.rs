@@ -10,6 +10,7 @@
 //! | `simulated` | a disk in memory that forgets what was not synced |
 //! | `task` | tasks and blocking work |
 //! | `actor` | a loop that owns its state and takes inputs from a queue: a thread, or a task when simulated |
+//! | `watch` | one value that many wait for, in the order in which they came |
 //! | `abort` | the end of the process, or of a simulated node |
 //! | `node` | which simulated node is running, and its end |
 //!
@@ -23,3 +24,4 @@ pub mod disk;
 pub mod node;
 pub mod simulated;
 pub mod task;
+pub mod watch;

@@ -184,6 +184,7 @@ impl Cluster {
     pub(crate) fn new(
         seed: u64,
         shape: Shape,
+        prints_messages: bool,
         history: Arc<Mutex<History>>,
         world: Rc<SimulatedWorld>,
         trace: Rc<Trace>,
@@ -210,7 +211,7 @@ impl Cluster {
             })
             .collect();
         Self {
-            network: Network::new(seed),
+            network: Network::new(seed, prints_messages),
             registry: Registry::default(),
             world,
             trace,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   sim --seed N            one run, loud with --trace; the last line says the result and the trace's hash
-//!   sim --seeds A..B        many runs, each in a process of its own, --jobs at once
+//!   sim --seeds A..B        many runs, each in a process of its own, --jobs at once; --twice compares two of each
 //!   sim --seed N --bug X    with a planted bug (built with the feature `planted`); --list-bugs names them
 //!   sim --planted           every planted bug at the seed on record; --find BUG searches one
 //! ```
@@ -84,6 +84,12 @@ struct Args {
     /// Prints every line of the trace.
     #[arg(long)]
     trace: bool,
+    /// Prints every message between nodes too.
+    #[arg(long, requires = "trace")]
+    messages: bool,
+    /// Runs each seed of a range twice: both must come to the same.
+    #[arg(long, requires = "seeds")]
+    twice: bool,
     /// Stops a range at the first seed that fails.
     #[arg(long)]
     until_failure: bool,
@@ -137,7 +143,10 @@ fn plant(_bug: &str) -> anyhow::Result<()> {
 fn run_one(seed: u64, args: &Args) -> ExitCode {
     start_logging(args.trace);
     note_panics();
-    let verdict = run::run(seed, &Options { minutes: args.minutes, is_loud: args.trace });
+    let verdict = run::run(
+        seed,
+        &Options { minutes: args.minutes, is_loud: args.trace, prints_messages: args.messages },
+    );
     report(seed, &verdict);
     // No destructor of a simulated node should run now.
     let code = if verdict.violations.is_empty() { 0 } else { 1 };
@@ -174,30 +183,26 @@ fn run_many(seeds: &str, args: &Args) -> anyhow::Result<ExitCode> {
     let (first, end) = seeds.split_once("..").context("seeds are a range: 0..2000")?;
     let (first, end): (u64, u64) = (first.parse()?, end.parse()?);
     let program = std::env::current_exe()?;
-    let mut running: VecDeque<(u64, Child)> = VecDeque::new();
+    let times = if args.twice { 2 } else { 1 };
+    let mut running: VecDeque<(u64, Vec<Child>)> = VecDeque::new();
     let (mut next, mut passed, mut failed) = (first, 0_u64, Vec::new());
     while next < end || !running.is_empty() {
-        while next < end && running.len() < args.jobs.max(1) {
+        while next < end && running.len() * times < args.jobs.max(1) {
             let mut command = Command::new(&program);
             command.args(["--seed", &next.to_string(), "--minutes", &args.minutes.to_string()]);
             if let Some(bug) = &args.bug {
                 command.args(["--bug", bug]);
             }
-            running.push_back((next, command.stdout(Stdio::piped()).spawn()?));
+            command.stdout(Stdio::piped());
+            let runs = (0..times).map(|_| command.spawn()).collect::<Result<_, _>>()?;
+            running.push_back((next, runs));
             next += 1;
         }
-        let Some((seed, child)) = running.pop_front() else { break };
-        let output = child.wait_with_output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        if output.status.success() {
+        let Some((seed, runs)) = running.pop_front() else { break };
+        if is_passed(seed, runs)? {
             passed += 1;
-            println!("{}", text.lines().last().unwrap_or_default());
         } else {
             failed.push(seed);
-            print!("{text}");
-            if !text.contains("FAILED") {
-                println!("seed {seed}: FAILED, the simulator ended with {}", output.status);
-            }
             if args.until_failure {
                 next = end;
             }
@@ -208,6 +213,35 @@ fn run_many(seeds: &str, args: &Args) -> anyhow::Result<ExitCode> {
     }
     println!("{passed} passed, {} failed", failed.len());
     Ok(code(failed.is_empty()))
+}
+
+/// Whether all runs of a seed end well and alike; says what they said.
+fn is_passed(seed: u64, runs: Vec<Child>) -> anyhow::Result<bool> {
+    let mut known: Option<String> = None;
+    for run in runs {
+        let output = run.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            print!("{text}");
+            if !text.contains("FAILED") {
+                println!("seed {seed}: FAILED, the simulator ended with {}", output.status);
+            }
+            return Ok(false);
+        }
+        let last = text.lines().last().unwrap_or_default();
+        match &known {
+            None => {
+                println!("{last}");
+                known = Some(last.to_owned());
+            }
+            Some(known) if known == last => {}
+            Some(_) => {
+                println!("{last}\nseed {seed}: FAILED, two runs differ");
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 fn start_logging(is_loud: bool) {

@@ -22,7 +22,9 @@ use platform::node::{self, NodeIndex};
 use platform::task;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
+use tokio::time::Instant;
 use wire::status::{Failure, Status};
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::seed;
 
@@ -76,9 +78,14 @@ struct Shared {
     /// Nodes whose process is there.
     up: BTreeSet<NodeIndex>,
     messages: u64,
+    /// Of every message: when, between whom, and what became of it.
+    hash: Xxh3Default,
+    started: Instant,
+    prints: bool,
 }
 
 /// What becomes of a message.
+#[derive(Debug)]
 enum Fate {
     Arrives(Duration),
     ArrivesTwice(Duration, Duration),
@@ -86,7 +93,8 @@ enum Fate {
 }
 
 impl Network {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// `prints` every message as it is sent.
+    pub(crate) fn new(seed: u64, prints: bool) -> Self {
         let shared = Shared {
             draws: seed::stream(seed, "network"),
             mood: Mood::CALM,
@@ -94,6 +102,9 @@ impl Network {
             slow: BTreeMap::new(),
             up: BTreeSet::new(),
             messages: 0,
+            hash: Xxh3Default::new(),
+            started: Instant::now(),
+            prints,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
@@ -138,6 +149,11 @@ impl Network {
     /// Messages sent so far.
     pub(crate) fn messages(&self) -> u64 {
         self.shared.lock().messages
+    }
+
+    /// The hash of all messages so far.
+    pub(crate) fn digest(&self) -> u64 {
+        self.shared.lock().hash.digest()
     }
 
     /// The time one way, None if it never arrives.
@@ -225,6 +241,23 @@ impl Network {
 impl Shared {
     fn fate(&mut self, from: NodeIndex, to: NodeIndex) -> Fate {
         self.messages += 1;
+        let fate = self.draw_fate(from, to);
+        let nanoseconds = self.started.elapsed().as_nanos() as u64;
+        let (kind, delay) = match &fate {
+            Fate::Lost => (0, Duration::ZERO),
+            Fate::Arrives(delay) => (1, *delay),
+            Fate::ArrivesTwice(delay, later) => (2, *delay + *later),
+        };
+        for number in [nanoseconds, u64::from(from), u64::from(to), kind, delay.as_nanos() as u64] {
+            self.hash.update(&number.to_le_bytes());
+        }
+        if self.prints {
+            println!("{:>14.6} message {from} -> {to}: {fate:?}", nanoseconds as f64 / 1e9);
+        }
+        fate
+    }
+
+    fn draw_fate(&mut self, from: NodeIndex, to: NodeIndex) -> Fate {
         if self.walls.contains(&(from, to)) {
             return Fate::Lost;
         }

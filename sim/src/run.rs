@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) minutes: u64,
     /// Every line as it happens.
     pub(crate) is_loud: bool,
+    /// Every message between nodes.
+    pub(crate) prints_messages: bool,
 }
 
 /// Everything in a run.
@@ -160,7 +162,8 @@ async fn play(seed: u64, options: Options) -> Verdict {
     }
     trace.line(format!("seed {seed}: {shape:?} {plan:?} {swarm:?}"));
     let history = Arc::new(Mutex::new(History::default()));
-    let cluster = Cluster::new(seed, shape, history.clone(), world.clone(), trace.clone());
+    let cluster =
+        Cluster::new(seed, shape, options.prints_messages, history.clone(), world.clone(), trace.clone());
     let run = Rc::new(Run {
         seed,
         world,
@@ -259,7 +262,7 @@ fn conclude(run: &Rc<Run>) -> Verdict {
     }
     Verdict {
         violations: run.violations.borrow().clone(),
-        digest: run.trace.digest(),
+        digest: run.trace.digest() ^ run.cluster.network.digest(),
         events: run.trace.events(),
         messages: run.cluster.network.messages(),
         operations: history.ops.len(),

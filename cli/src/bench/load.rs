@@ -9,7 +9,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use tokio::sync::watch;
+use platform::watch;
 use tokio::task::JoinSet;
 use wire::clock::steady_ns;
 

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use consensus::{Group, GroupConfig, PeerEndpoint, PeerTransport, SnapshotStream};
 use futures_util::{StreamExt, stream};
-use tokio::sync::watch;
+use platform::watch;
 use uuid::Uuid;
 use wire::group::Member;
 use wire::host::HostPort;

@@ -12,8 +12,9 @@ use consensus::{PeerEndpoint, SnapshotStream};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use peers::peer_router;
+use platform::watch;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 use wire::cluster_key::ClusterKey;
@@ -59,7 +60,7 @@ impl FakeGroup {
     /// Resolves when so many batches have arrived.
     pub(crate) async fn arrived(&self, count: usize) -> Vec<Bytes> {
         let mut batches = self.batches.subscribe();
-        batches.wait_for(|batches| batches.len() >= count).await.unwrap().clone()
+        batches.wait_for(|batches| batches.len() >= count).await.unwrap()
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) struct Node {
     pub(crate) answers: Mutex<BTreeMap<ContainerId, ReplicaReport>>,
     pub(crate) keys: RwLock<Arc<Vec<TokenKey>>>,
     /// Whether SCM has taken us in and given us the token keys, without which every call is refused.
-    pub(crate) is_registered: tokio::sync::watch::Sender<bool>,
+    pub(crate) is_registered: platform::watch::Sender<bool>,
     pub(crate) changes: Arc<Changes>,
     /// The highest term an SCM leader has spoken with.
     pub(crate) term: AtomicU64,
@@ -132,7 +132,7 @@ impl Datanode {
                 fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
                 answers: Mutex::default(),
                 keys: RwLock::default(),
-                is_registered: tokio::sync::watch::Sender::default(),
+                is_registered: platform::watch::Sender::default(),
                 changes,
                 term: AtomicU64::new(0),
                 is_stopping: AtomicBool::new(false),

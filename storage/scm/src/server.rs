@@ -22,7 +22,7 @@ use consensus::{
 };
 use parking_lot::RwLock;
 use platform::task;
-use tokio::sync::watch;
+use platform::watch;
 use wire::block::ContainerLocation;
 use wire::clock::{Clock, SystemClock, UnixMs};
 use wire::failpoint;

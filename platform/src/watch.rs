@@ -195,6 +195,8 @@ impl<T> Receiver<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -209,9 +211,10 @@ mod tests {
                 order.lock().push(number);
             }));
         }
-        tokio::task::yield_now().await;
+        // The clock goes on when nobody has anything to do any more.
+        tokio::time::sleep(Duration::from_millis(1)).await;
         sender.send_replace(1);
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
         sender.send_replace(2);
         for task in tasks {
             task.await.unwrap();

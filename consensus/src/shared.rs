@@ -156,7 +156,9 @@ impl Shared {
     pub(crate) fn note_leader(&self, term: u64, leader: u64, leader_term: u64) {
         let sender = self.leadership.lock();
         if self.leader_term.swap(leader_term, Ordering::AcqRel) != leader_term {
-            self.set_phase(Phase::Following);
+            // The bug: whoever is elected is asked at once, and answers from what it has applied.
+            let early = leader_term != 0 && wire::planted::is_on("read_before_term_start");
+            self.set_phase(if early { Phase::Leading } else { Phase::Following });
         }
         let is_leading = self.leading.load(Ordering::Acquire);
         announce(

@@ -7,7 +7,9 @@
 //! A *gentle* run has only what must not cost any replica its place: full disks, closing containers, new leaders, wrong
 //! clocks. There SCM may mark nothing INVALID, and `audit::watch_gently` looks on.
 //!
-//! Not here: what a node is made of (`cluster`).
+//! Not here: what a node is made of (`cluster`), kinds made for one question of consensus (`consensus`).
+
+mod consensus;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -91,6 +93,10 @@ pub(crate) enum Kind {
     Decommission,
     /// Orders for a former life of a replica come very late.
     StaleOrders,
+    /// A leader is lost with its last words unheard.
+    LostWords,
+    /// A replica that has just voted ends while it takes a snapshot over.
+    DieAtSnapshot,
 }
 
 const KINDS: &[Kind] = &[
@@ -124,6 +130,9 @@ const KINDS: &[Kind] = &[
 
 /// What costs no replica its place.
 const GENTLE: &[Kind] = &[Kind::DataDiskFull, Kind::Close, Kind::Transfer, Kind::Skew];
+
+/// Drawn apart from the others.
+const OF_CONSENSUS: &[Kind] = &[Kind::LostWords, Kind::DieAtSnapshot];
 
 /// What makes SCM give a replica up.
 const GIVEN_UP: &[Kind] = &[Kind::LongDeath, Kind::CutFromScm, Kind::SyncFails, Kind::RotOfCopies];
@@ -168,6 +177,16 @@ impl Swarm {
     pub(crate) fn draw_more(&mut self, draws: &mut ChaCha8Rng) {
         if !self.is_gentle && draws.random_bool(0.2) {
             self.kinds.push((Kind::DieAtNamedStep, *[1, 2, 8].choose(draws).unwrap_or(&1)));
+        }
+    }
+
+    /// Kinds made for one question of consensus each. A seed that has one has it about as often as all else.
+    pub(crate) fn draw_of_consensus(&mut self, draws: &mut ChaCha8Rng) {
+        let sum: u32 = self.kinds.iter().map(|(_, weight)| weight).sum();
+        for kind in OF_CONSENSUS {
+            if draws.random_ratio(1, 5) && !self.is_gentle {
+                self.kinds.push((*kind, sum));
+            }
         }
     }
 
@@ -305,6 +324,8 @@ async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
             tokio::time::sleep(pause).await;
             cluster.set_stale_orders(false);
         }
+        Kind::LostWords => consensus::lose_words(run, draws).await,
+        Kind::DieAtSnapshot => consensus::die_at_snapshot(run, draws).await,
     }
 }
 

@@ -75,6 +75,10 @@ struct Shared {
     walls: BTreeSet<(NodeIndex, NodeIndex)>,
     /// Added to every message from or to the node.
     slow: BTreeMap<NodeIndex, Duration>,
+    /// Added to every message of a direction.
+    far: BTreeMap<(NodeIndex, NodeIndex), Duration>,
+    /// Directions in which what is under way is lost too.
+    severed: BTreeSet<(NodeIndex, NodeIndex)>,
     /// Nodes whose process is there.
     up: BTreeSet<NodeIndex>,
     messages: u64,
@@ -100,6 +104,8 @@ impl Network {
             mood: Mood::CALM,
             walls: BTreeSet::new(),
             slow: BTreeMap::new(),
+            far: BTreeMap::new(),
+            severed: BTreeSet::new(),
             up: BTreeSet::new(),
             messages: 0,
             hash: Xxh3Default::new(),
@@ -124,11 +130,29 @@ impl Network {
         self.shared.lock().slow.insert(node, by);
     }
 
+    /// Delays everything from one node to another.
+    pub(crate) fn set_far(&self, from: NodeIndex, to: NodeIndex, by: Duration) {
+        self.shared.lock().far.insert((from, to), by);
+    }
+
+    /// Stops everything from one node to another, also posts that are on their way: their line is cut.
+    pub(crate) fn sever(&self, from: NodeIndex, to: NodeIndex) {
+        let mut shared = self.shared.lock();
+        shared.walls.insert((from, to));
+        shared.severed.insert((from, to));
+    }
+
+    fn is_severed(&self, from: NodeIndex, to: NodeIndex) -> bool {
+        self.shared.lock().severed.contains(&(from, to))
+    }
+
     /// Takes away walls and slowness.
     pub(crate) fn heal(&self) {
         let mut shared = self.shared.lock();
         shared.walls.clear();
         shared.slow.clear();
+        shared.far.clear();
+        shared.severed.clear();
     }
 
     /// Says whether a node's process is there to take connections.
@@ -229,7 +253,7 @@ impl Network {
             node::enter(None, || {
                 task::spawn(async move {
                     tokio::time::sleep(delay).await;
-                    if network.is_up(to) {
+                    if network.is_up(to) && !network.is_severed(from, to) {
                         node::enter(Some(to), || task::spawn(serve()));
                     }
                 })
@@ -269,6 +293,7 @@ impl Shared {
             return Fate::Lost;
         }
         let mut delay = mood.delay_min + mood.jitter.mul_f64(self.draws.random());
+        delay += self.far.get(&(from, to)).copied().unwrap_or_default();
         for node in [from, to] {
             delay += self.slow.get(&node).copied().unwrap_or_default();
         }

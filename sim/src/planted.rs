@@ -32,21 +32,9 @@ struct Record {
 
 /// Bugs that no seed on record finds yet, and why. A list that must shrink.
 const GAPS: &[(&str, &str)] = &[
-    (
-        "read_before_term_start",
-        "not found in 25 seeds of 2 minutes: the new leader must be asked within a round trip",
-    ),
     ("degraded_stays_valid", "not in 40 seeds since writers go round what failed, rather than degrade"),
-    (
-        "snapshot_forgets_vote",
-        "not in 7 seeds of 6 minutes: the node must die between a snapshot and the next entry",
-    ),
     ("dedup_off", "not in 30 seeds of 3 minutes: other programs before were caught at seeds 9 and 12"),
     ("copy_from_unsealed", "not in 40 seeds: a write must fall between the copy's head and the seal"),
-    (
-        "list_from_follower",
-        "not in 60 seeds: who was deposed must be asked for a listing while another leads",
-    ),
 ];
 
 /// Bug, seed and minutes a line, in order of `BUGS`.

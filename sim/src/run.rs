@@ -54,6 +54,7 @@ pub(crate) struct Run {
     pub(crate) history: Arc<Mutex<History>>,
     load_over: Cell<bool>,
     is_busy: Cell<bool>,
+    is_asking: Cell<bool>,
     cold: Cell<usize>,
     violations: RefCell<Vec<String>>,
     pub(crate) counts: RefCell<Counts>,
@@ -91,6 +92,15 @@ impl Run {
 
     pub(crate) fn is_busy(&self) -> bool {
         self.is_busy.get()
+    }
+
+    /// Lets clients look rather than write: for moments in which somebody may answer what is no longer so.
+    pub(crate) fn set_asking(&self, is_asking: bool) {
+        self.is_asking.set(is_asking);
+    }
+
+    pub(crate) fn is_asking(&self) -> bool {
+        self.is_asking.get()
     }
 
     /// How many keys were begun that are written once.
@@ -157,6 +167,7 @@ async fn play(seed: u64, options: Options) -> Verdict {
     let mut swarm = Swarm::draw(&mut draws);
     let plan = Plan::draw(&mut draws, swarm.is_gentle);
     swarm.draw_more(&mut seed::stream(seed, "more kinds"));
+    swarm.draw_of_consensus(&mut seed::stream(seed, "kinds of consensus"));
     if swarm.spares_replicas() {
         shape.knobs.never_dead();
     }
@@ -174,6 +185,7 @@ async fn play(seed: u64, options: Options) -> Verdict {
         history,
         load_over: Cell::new(false),
         is_busy: Cell::new(false),
+        is_asking: Cell::new(false),
         cold: Cell::new(0),
         violations: RefCell::default(),
         counts: RefCell::default(),

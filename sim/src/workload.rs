@@ -86,6 +86,11 @@ impl Plan {
         self.keys + COLD_MAX
     }
 
+    /// The key that is written again and again to make logs grow.
+    pub(crate) fn flood_key(&self) -> KeyIndex {
+        self.audit_key() + 1
+    }
+
     /// Where a write puts its blocks.
     fn replication(&self, draws: &mut ChaCha8Rng) -> Replication {
         if draws.random_range(0..100) < self.single { Replication::One } else { Replication::Three }
@@ -165,6 +170,9 @@ impl Run {
 fn draw_ask(run: &Run, draws: &mut ChaCha8Rng, seen: &BTreeMap<KeyIndex, OpId>) -> Ask {
     let plan = &run.plan;
     let key = draws.random_range(0..plan.keys);
+    if run.is_asking() && draws.random_ratio(3, 4) {
+        return if draws.random() { Ask::List } else { Ask::Get { key } };
+    }
     let mut roll = draws.random_range(0..100_u32);
     let mut hits = |share: u32| match roll.checked_sub(share) {
         Some(rest) => {

@@ -3,7 +3,7 @@
 //! ```text
 //!   serves      every gateway writes and reads within the promised time, without a human
 //!   reads       every key and the listing, as operations of the history: the checker judges them
-//!   replicas    equal state hashes at equal applied indexes (R1)
+//!   replicas    all members are there, equal state hashes at equal applied indexes (R1)
 //!   redundancy  every container has its replicas, whole (G2)
 //!   space       datanodes hold what the block table names, and nothing else beyond grace (G1)
 //!   whole       every block of the table is read back from every VALID replica; what had rotted is replaced (G2)
@@ -24,7 +24,7 @@ use client::service::{call_om, call_scm};
 use platform::node::{self, NodeIndex};
 use platform::task;
 use wire::block::Replication;
-use wire::group::GroupInfo;
+use wire::group::{GroupInfo, MemberRole};
 use wire::ids::{BlockId, ContainerId, DatanodeId, LocalId};
 use wire::operator::{
     ContainerDetails, ContainerHealth, GetGroup, ListContainerKeys, ListContainers, PAGE_MAX,
@@ -156,6 +156,19 @@ async fn level(run: Rc<Run>) -> Result<(), String> {
                 _ => call_scm(&link, GetGroup {}).await.map_err(|error| error.to_string()),
             };
             infos.push(info?);
+        }
+        let metas = run.cluster.metas();
+        let wanted: Vec<Option<u64>> =
+            metas.into_iter().map(|index| run.cluster.member(index).map(|member| member.raft_id)).collect();
+        for info in &infos {
+            let is_voter = |raft_id: &Option<u64>| {
+                info.members
+                    .iter()
+                    .any(|known| known.role == MemberRole::Voter && Some(known.member.raft_id) == *raft_id)
+            };
+            if info.members.len() != wanted.len() || !wanted.iter().all(is_voter) {
+                return Err(format!("{group} has other members than {wanted:?}: {:?}", info.members));
+            }
         }
         let Some(first) = infos.first() else { continue };
         for info in &infos {
@@ -304,7 +317,8 @@ struct Said {
 
 /// Looks all the time whether a term goes back, a vote changes within its term, or a term has two leaders (R2, R3).
 pub(crate) async fn watch_terms(run: Rc<Run>) {
-    let mut said: BTreeMap<(&str, NodeIndex), Said> = BTreeMap::new();
+    // By raft ids: whoever comes back on empty disks is somebody else.
+    let mut said: BTreeMap<(&str, u64), Said> = BTreeMap::new();
     let mut leaders: BTreeMap<(&str, u64), u64> = BTreeMap::new();
     while !run.has_failed() {
         tokio::time::sleep(TERM_INTERVAL).await;
@@ -312,7 +326,7 @@ pub(crate) async fn watch_terms(run: Rc<Run>) {
             for index in run.cluster.metas() {
                 let Some(info) = run.cluster.group_of(group, index).await else { continue };
                 let now = Said { term: info.term, vote: info.vote };
-                if let Some(before) = said.insert((group, index), now) {
+                if let Some(before) = said.insert((group, info.raft_id), now) {
                     let is_changed = now.term == before.term && before.vote != 0 && now.vote != before.vote;
                     if now.term < before.term || is_changed {
                         run.violation(format!(

@@ -69,6 +69,8 @@ const RESERVE_BYTES: u64 = 4 << 20;
 /// Longer than a gateway uses a loan; what a gateway failed to give back is reclaimed before the audit ends.
 const OPEN_KEY_EXPIRE_MS: u64 = 26 * 60_000;
 const OPEN_KEY_SCAN_MS: u64 = 30_000;
+/// Between the raft ids of a meta node's lives.
+const RAFT_ID_STEP: u64 = 100;
 /// A wall clock is wrong by so much at most.
 pub(crate) const SKEW_MS_MAX: i64 = 5000;
 /// Of a container file, and of what survives a power cut.
@@ -167,9 +169,12 @@ pub(crate) struct Cluster {
     trace: Rc<Trace>,
     shape: Shape,
     history: Arc<Mutex<History>>,
-    members: Vec<Member>,
+    /// Who voted first.
+    founders: Vec<Member>,
+    /// Who the replicas on each meta node are now.
+    members: RefCell<BTreeMap<NodeIndex, Member>>,
     /// Disks by node: `om`, `scm`, or data disks.
-    disks: BTreeMap<NodeIndex, Vec<SimulatedDisk>>,
+    disks: RefCell<BTreeMap<NodeIndex, Vec<SimulatedDisk>>>,
     gateways: RefCell<BTreeMap<NodeIndex, Arc<SimulatedGateway>>>,
     /// Nodes that are starting or running, by how often they were started.
     lives: RefCell<BTreeMap<NodeIndex, u64>>,
@@ -202,13 +207,8 @@ impl Cluster {
                 vec![SimulatedDisk::new(DATA_DISK_BYTES), SimulatedDisk::new(DATA_DISK_BYTES)],
             );
         }
-        let members = (META_FIRST..META_FIRST + shape.metas)
-            .map(|index| Member {
-                raft_id: u64::from(index),
-                incarnation: Uuid::from_u128(u128::from(index) << 64 | u128::from(seed)),
-                node: format!("meta-{index}"),
-                address: address_of(index),
-            })
+        let members: BTreeMap<NodeIndex, Member> = (META_FIRST..META_FIRST + shape.metas)
+            .map(|index| (index, member_of(index, u64::from(index), seed)))
             .collect();
         Self {
             network: Network::new(seed, prints_messages),
@@ -217,8 +217,9 @@ impl Cluster {
             trace,
             shape,
             history,
-            members,
-            disks,
+            founders: members.values().cloned().collect(),
+            members: RefCell::new(members),
+            disks: RefCell::new(disks),
             gateways: RefCell::default(),
             lives: RefCell::default(),
             wanted: RefCell::default(),
@@ -265,7 +266,7 @@ impl Cluster {
         let mut highest = None;
         for index in self.metas() {
             let Some(info) = self.group_of(group, index).await else { continue };
-            if info.leader == Some(u64::from(index)) && highest.is_none_or(|(term, _)| term < info.term) {
+            if info.leader == Some(info.raft_id) && highest.is_none_or(|(term, _)| term < info.term) {
                 highest = Some((info.term, index));
             }
         }
@@ -295,7 +296,7 @@ impl Cluster {
 
     /// A way from outside to each meta node.
     pub(crate) fn meta_links(&self) -> Vec<Link> {
-        self.members.iter().map(|member| self.link(OUTSIDE, member.raft_id as NodeIndex)).collect()
+        self.metas().into_iter().map(|index| self.link(OUTSIDE, index)).collect()
     }
 
     /// OM as somebody outside calls it.
@@ -309,17 +310,17 @@ impl Cluster {
     }
 
     fn om_from(&self, from: NodeIndex) -> Arc<dyn OmService> {
-        let peers = self.members.iter().map(|member| {
-            let link: Arc<dyn OmService> = Arc::new(self.link(from, member.raft_id as NodeIndex));
-            (member.address.clone(), link)
+        let peers = self.metas().into_iter().map(|index| {
+            let link: Arc<dyn OmService> = Arc::new(self.link(from, index));
+            (address_of(index), link)
         });
         OmClient::new(peers.collect())
     }
 
     fn scm_from(&self, from: NodeIndex) -> Arc<dyn ScmService> {
-        let peers = self.members.iter().map(|member| {
-            let link: Arc<dyn ScmService> = Arc::new(self.link(from, member.raft_id as NodeIndex));
-            (member.address.clone(), link)
+        let peers = self.metas().into_iter().map(|index| {
+            let link: Arc<dyn ScmService> = Arc::new(self.link(from, index));
+            (address_of(index), link)
         });
         ScmClient::new(peers.collect())
     }
@@ -346,7 +347,7 @@ impl Cluster {
         }
         self.trace.line(format!("node {index} {end:?}"));
         // Disks first: nothing the node lets go of in its end may reach them.
-        for (at, disk) in self.disks.get(&index).into_iter().flatten().enumerate() {
+        for (at, disk) in self.disks.borrow().get(&index).into_iter().flatten().enumerate() {
             match end {
                 End::Killed => disk.kill(),
                 End::PowerLost => disk.crash(toss.wrapping_add(at as u64)),
@@ -361,9 +362,24 @@ impl Cluster {
         self.wanted.borrow_mut().insert(index, false);
         node::kill(index);
         self.bury(index);
-        for (at, disk) in self.disks.get(&index).into_iter().flatten().enumerate() {
+        for (at, disk) in self.disks.borrow().get(&index).into_iter().flatten().enumerate() {
             if toss & 1 == 0 { disk.kill() } else { disk.crash(toss.wrapping_add(at as u64)) }
         }
+    }
+
+    /// Who the replicas on a meta node are.
+    pub(crate) fn member(&self, index: NodeIndex) -> Option<Member> {
+        self.members.borrow().get(&index).cloned()
+    }
+
+    /// A meta node loses its disks. What starts there next waits to be added to its groups, as a member whom nobody knows.
+    pub(crate) fn wipe_meta(&self, run: &Rc<Run>, index: NodeIndex, toss: u64) {
+        let Some(raft_id) = self.member(index).map(|member| member.raft_id + RAFT_ID_STEP) else { return };
+        self.end(index, End::Killed, toss);
+        self.trace.line(format!("node {index} has lost its disks, and comes back as {raft_id}"));
+        let disks = vec![SimulatedDisk::new(META_DISK_BYTES), SimulatedDisk::new(META_DISK_BYTES)];
+        self.disks.borrow_mut().insert(index, disks);
+        self.members.borrow_mut().insert(index, member_of(index, raft_id, run.seed));
     }
 
     /// Ends datanodes that have taken a disk out of service: the operator has replaced the cable.
@@ -445,11 +461,11 @@ impl Cluster {
 
     /// What a node does when it starts.
     fn open(&self, index: NodeIndex) -> impl Future<Output = Result<Started, Failure>> + Send + 'static {
-        let disks = self.disks.get(&index).cloned().unwrap_or_default();
+        let disks = self.disks.borrow().get(&index).cloned().unwrap_or_default();
         let (om, scm) = (self.om_from(index), self.scm_from(index));
         let datanodes = self.datanodes_from(index);
         let history = self.history.clone();
-        let members = self.members.clone();
+        let (member, founders) = (self.member(index), self.founders.clone());
         let knobs = self.shape.knobs.clone();
         let peers = Arc::new(SimulatedPeers {
             network: self.network.clone(),
@@ -459,7 +475,7 @@ impl Cluster {
         });
         async move {
             match index {
-                META_FIRST..DATANODE_FIRST => open_meta(index, disks, &knobs, members, peers, scm).await,
+                META_FIRST..DATANODE_FIRST => open_meta(disks, &knobs, member, founders, peers, scm).await,
                 DATANODE_FIRST..GATEWAY_FIRST => open_datanode(index, disks, &knobs, datanodes, scm).await,
                 _ => open_gateway(om, datanodes, history, knobs.readable_ms()).await,
             }
@@ -490,14 +506,14 @@ impl Cluster {
     /// Fills a node's disks, or gives their room back.
     pub(crate) fn fill_disks(&self, index: NodeIndex, is_full: bool) {
         let size = if index < DATANODE_FIRST { META_DISK_BYTES } else { DATA_DISK_BYTES };
-        for disk in self.disks.get(&index).into_iter().flatten() {
+        for disk in self.disks.borrow().get(&index).into_iter().flatten() {
             disk.set_capacity(if is_full { FULL_DISK_BYTES } else { size });
         }
     }
 
     /// Lets a node's next sync fail.
     pub(crate) fn fail_sync(&self, index: NodeIndex) {
-        if let Some(disk) = self.disks.get(&index).and_then(|disks| disks.first()) {
+        if let Some(disk) = self.disks.borrow().get(&index).and_then(|disks| disks.first()) {
             disk.set_faults(Faults { next_sync_fails: true, ..Faults::default() });
         }
     }
@@ -509,7 +525,7 @@ impl Cluster {
 
     /// Takes away every fault of a disk.
     pub(crate) fn heal_disks(&self) {
-        for (index, disks) in &self.disks {
+        for (index, disks) in &*self.disks.borrow() {
             for disk in disks {
                 disk.set_faults(Faults::default());
                 disk.set_capacity(if *index < DATANODE_FIRST { META_DISK_BYTES } else { DATA_DISK_BYTES });
@@ -520,7 +536,8 @@ impl Cluster {
     /// Flips bits in a container file. Only ever on the first datanode: of no container two replicas rot. A container that
     /// has one replica alone is left in peace.
     pub(crate) fn rot(&self, draws: &mut ChaCha8Rng) {
-        let Some(disk) = self.disks.get(&DATANODE_FIRST).and_then(|disks| disks.choose(draws)) else {
+        let disks = self.disks.borrow();
+        let Some(disk) = disks.get(&DATANODE_FIRST).and_then(|disks| disks.choose(draws)) else {
             return;
         };
         let Some(name) = files_of(disk, ".container").choose(draws).cloned() else { return };
@@ -547,7 +564,7 @@ impl Cluster {
     /// Flips bits of what is being copied to a datanode, on its way to the medium. Whether there was anything.
     pub(crate) fn rot_copies(&self, index: NodeIndex, draws: &mut ChaCha8Rng) -> bool {
         let mut has_rotted = false;
-        for disk in self.disks.get(&index).into_iter().flatten() {
+        for disk in self.disks.borrow().get(&index).into_iter().flatten() {
             for name in files_of(disk, ".copy") {
                 let contents = disk.contents(&name).unwrap_or_default();
                 if contents.len() > 2 * PAGE_BYTES {
@@ -578,6 +595,16 @@ fn address_of(index: NodeIndex) -> HostPort {
     HostPort::new(&format!("node-{index}:9002")).expect("a legal name")
 }
 
+/// The replicas of a meta node, in one of its lives.
+fn member_of(index: NodeIndex, raft_id: u64, seed: u64) -> Member {
+    Member {
+        raft_id,
+        incarnation: Uuid::from_u128(u128::from(raft_id) << 64 | u128::from(seed)),
+        node: format!("meta-{index}"),
+        address: address_of(index),
+    }
+}
+
 fn index_of(address: &HostPort) -> NodeIndex {
     address.host().strip_prefix("node-").and_then(|number| number.parse().ok()).unwrap_or(NodeIndex::MAX)
 }
@@ -595,20 +622,20 @@ async fn open_gateway(
 }
 
 async fn open_meta(
-    index: NodeIndex,
     disks: Vec<SimulatedDisk>,
     knobs: &Knobs,
-    members: Vec<Member>,
+    member: Option<Member>,
+    founders: Vec<Member>,
     peers: Arc<SimulatedPeers>,
     scm: Arc<dyn ScmService>,
 ) -> Result<Started, Failure> {
     let disk = |at: usize| -> Arc<dyn DiskIo> { Arc::new(disks[at].clone()) };
-    let member = members.iter().find(|member| member.raft_id == u64::from(index)).cloned();
     // One member alone has no peers to reach.
-    let transport = (members.len() > 1).then_some(peers as Arc<dyn PeerTransport>);
+    let transport = (founders.len() > 1).then_some(peers as Arc<dyn PeerTransport>);
     let log_keep_entries = Some(knobs.log_keep_entries);
-    let place =
-        Place { member, voters: members, join: false, transport, log_keep_entries, ..Place::default() };
+    let join = member.as_ref().is_some_and(|member| !founders.contains(member));
+    let voters = if join { Vec::new() } else { founders };
+    let place = Place { member, voters, join, transport, log_keep_entries, ..Place::default() };
     let scm_config = ScmConfig {
         disk: Some(disk(1)),
         place: place.clone(),

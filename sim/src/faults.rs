@@ -7,9 +7,11 @@
 //! A *gentle* run has only what must not cost any replica its place: full disks, closing containers, new leaders, wrong
 //! clocks. There SCM may mark nothing INVALID, and `audit::watch_gently` looks on.
 //!
-//! Not here: what a node is made of (`cluster`), kinds made for one question of consensus (`consensus`).
+//! Not here: what a node is made of (`cluster`), kinds made for one question of consensus (`consensus`), members that
+//! come and go (`members`).
 
 mod consensus;
+mod members;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -97,6 +99,8 @@ pub(crate) enum Kind {
     LostWords,
     /// A replica that has just voted ends while it takes a snapshot over.
     DieAtSnapshot,
+    /// A meta node loses its disks, and another member comes in its place.
+    ReplaceMeta,
 }
 
 const KINDS: &[Kind] = &[
@@ -132,7 +136,7 @@ const KINDS: &[Kind] = &[
 const GENTLE: &[Kind] = &[Kind::DataDiskFull, Kind::Close, Kind::Transfer, Kind::Skew];
 
 /// Drawn apart from the others.
-const OF_CONSENSUS: &[Kind] = &[Kind::LostWords, Kind::DieAtSnapshot];
+const OF_CONSENSUS: &[Kind] = &[Kind::LostWords, Kind::DieAtSnapshot, Kind::ReplaceMeta];
 
 /// What makes SCM give a replica up.
 const GIVEN_UP: &[Kind] = &[Kind::LongDeath, Kind::CutFromScm, Kind::SyncFails, Kind::RotOfCopies];
@@ -326,6 +330,7 @@ async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
         }
         Kind::LostWords => consensus::lose_words(run, draws).await,
         Kind::DieAtSnapshot => consensus::die_at_snapshot(run, draws).await,
+        Kind::ReplaceMeta => members::replace(run, draws),
     }
 }
 
@@ -431,8 +436,8 @@ async fn rot_copies(run: &Rc<Run>, away: NodeIndex, draws: &mut ChaCha8Rng) {
 }
 
 async fn transfer(run: &Rc<Run>, draws: &mut ChaCha8Rng) {
-    let request =
-        TransferLeadership { raft_id: run.cluster.metas().choose(draws).map(|node| u64::from(*node)) };
+    let heir = run.cluster.metas().choose(draws).and_then(|node| run.cluster.member(*node));
+    let request = TransferLeadership { raft_id: heir.map(|member| member.raft_id) };
     let is_om = draws.random_bool(0.7);
     run.set_busy(true);
     let (om, scm) = (run.cluster.om(), run.cluster.scm());

@@ -30,6 +30,8 @@ use checker::{Answer, History, KeyIndex};
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// A node that ended itself is started again after this at most.
 const REVIVAL_MAX_MS: u64 = 10_000;
+/// In peace a meta node that lost its disks is a member again within this.
+const REPLACED_WITHIN_MS: u64 = 120_000;
 /// Violations reported of one run.
 const VIOLATIONS_MAX: usize = 20;
 
@@ -55,6 +57,7 @@ pub(crate) struct Run {
     load_over: Cell<bool>,
     is_busy: Cell<bool>,
     is_asking: Cell<bool>,
+    is_replacing: Cell<bool>,
     cold: Cell<usize>,
     violations: RefCell<Vec<String>>,
     pub(crate) counts: RefCell<Counts>,
@@ -101,6 +104,15 @@ impl Run {
 
     pub(crate) fn is_asking(&self) -> bool {
         self.is_asking.get()
+    }
+
+    /// A meta node is being replaced. One at a time: a group survives the loss of one.
+    pub(crate) fn set_replacing(&self, is_replacing: bool) {
+        self.is_replacing.set(is_replacing);
+    }
+
+    pub(crate) fn is_replacing(&self) -> bool {
+        self.is_replacing.get()
     }
 
     /// How many keys were begun that are written once.
@@ -186,6 +198,7 @@ async fn play(seed: u64, options: Options) -> Verdict {
         load_over: Cell::new(false),
         is_busy: Cell::new(false),
         is_asking: Cell::new(false),
+        is_replacing: Cell::new(false),
         cold: Cell::new(0),
         violations: RefCell::default(),
         counts: RefCell::default(),
@@ -236,6 +249,14 @@ async fn load(run: &Rc<Run>, options: &Options) {
         run.cluster.start(run, node).await;
     }
     run.trace.line("peace".to_owned());
+    let begun_ms = run.world.elapsed_ms();
+    while run.is_replacing() {
+        tokio::time::sleep(WATCH_INTERVAL).await;
+        if run.world.elapsed_ms() - begun_ms > REPLACED_WITHIN_MS {
+            run.violation("in peace a meta node is not taken into its groups".to_owned());
+            return;
+        }
+    }
     if !checker::check(&run.history.lock()).is_empty() {
         return;
     }

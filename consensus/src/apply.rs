@@ -2,7 +2,7 @@
 //!
 //! Whatever batches wait are merged into one redb transaction, which costs more than the rows in it. It is not
 //! durable: the log already is. A **checkpoint** makes all transactions durable, on this thread, so that raft's never
-//! waits for it. It is due after so many written rows that it takes about 20 ms (measured as we go), after
+//! waits for it. It is due after so many written rows that it takes about 20 ms (measured as we go), or rarer where that would take a good part of the time, after
 //! `checkpoint_interval` at the latest, and when the log would like to recycle a segment.
 //!
 //! A corrupt row under a sole voter fails the commands that need it and no others. Replicas with peers stop instead
@@ -47,6 +47,10 @@ const CHECKPOINT_LONG_NS: u64 = 20_000_000;
 
 /// A checkpoint that took less makes the next come later: each rewrites branches and allocator state.
 const CHECKPOINT_SHORT_NS: u64 = 10_000_000;
+
+/// Checkpoints that take more than one part in so many of the time are too many, however long each is: pages that several
+/// batches change are written again and again, and where the disk is the limit rarer ones are the only cure.
+const CHECKPOINT_SHARE: u64 = 8;
 
 /// Rows between checkpoints never fall below this by adapting: on a slow disk even an empty checkpoint is long.
 const CHECKPOINT_ROWS_MIN: u64 = 4096;
@@ -317,7 +321,7 @@ impl<M: StateMachine> Applier<M> {
         }
         wire::failpoint::hit("consensus_checkpoint_done");
         let took = wire::clock::steady_ns() - started;
-        self.pace.adapt(took);
+        self.pace.adapt(took, started);
         let index = self.progress.applied_index;
         self.shared.status.lock().checkpoint_index = index;
         self.shared.checkpoint_index.store(index, Ordering::Release);
@@ -419,14 +423,19 @@ impl Pace {
             || self.since_ns.is_some_and(|since| now_ns >= since + self.interval_ns)
     }
 
-    /// Starts the next round, longer or shorter after what this one took.
-    fn adapt(&mut self, took_ns: u64) {
-        if took_ns > CHECKPOINT_LONG_NS {
+    /// Starts the next round, longer or shorter after what this one, which began at `started_ns`, took.
+    fn adapt(&mut self, took_ns: u64, started_ns: u64) {
+        let worked_ns = self.since_ns.map_or(0, |since| started_ns.saturating_sub(since));
+        let came_by_rows = self.rows >= self.rows_due;
+        let share = |parts: u64| took_ns.saturating_mul(parts) > worked_ns.saturating_add(took_ns);
+        if came_by_rows && share(CHECKPOINT_SHARE) {
+            self.rows_due = self.rows_due.saturating_mul(2).min(CHECKPOINT_ROWS_MAX);
+        } else if took_ns > CHECKPOINT_LONG_NS && !share(2 * CHECKPOINT_SHARE) {
             // In proportion, as most of a long one is writing pages, but never to nothing by one slow sync.
             let shorter =
                 (self.rows_due as u128 * u128::from(CHECKPOINT_LONG_NS) / u128::from(took_ns)) as u64;
-            self.rows_due = shorter.max(self.rows_due / 4).max(self.rows_min);
-        } else if took_ns < CHECKPOINT_SHORT_NS && self.rows >= self.rows_due {
+            self.rows_due = shorter.max(self.rows_due / 2).max(self.rows_min);
+        } else if took_ns < CHECKPOINT_SHORT_NS && came_by_rows {
             self.rows_due = (self.rows_due + self.rows_due / 4 + 1).min(CHECKPOINT_ROWS_MAX);
         }
         self.restart();
@@ -453,29 +462,52 @@ mod tests {
         assert!(pace.is_due(5_000_000_007));
         pace.note_rows(1, 9);
         assert!(pace.is_due(9));
-        pace.adapt(15_000_000);
+        pace.adapt(15_000_000, 1_000_000_000);
         assert!(!pace.is_dirty() && !pace.is_due(u64::MAX));
         pace.note_log(CHECKPOINT_LOG_BYTES);
         assert!(pace.is_due(0));
     }
 
+    const SECOND: u64 = 1_000_000_000;
+
     #[test]
     fn long_checkpoints_come_sooner_and_short_ones_later() {
         let mut pace = Pace::new(Duration::from_secs(5), 10_000);
         pace.note_rows(10_000, 0);
-        pace.adapt(40_000_000);
+        pace.adapt(40_000_000, SECOND);
         assert_eq!(pace.rows_due, 5_000);
         for _ in 0..9 {
-            pace.adapt(400_000_000);
+            pace.note_rows(5_000, 0);
+            pace.adapt(400_000_000, 60 * SECOND);
         }
         assert_eq!(pace.rows_due, CHECKPOINT_ROWS_MIN);
         pace.note_rows(CHECKPOINT_ROWS_MIN, 0);
-        pace.adapt(5_000_000);
+        pace.adapt(5_000_000, SECOND);
         assert!(pace.rows_due > CHECKPOINT_ROWS_MIN);
         let before = pace.rows_due;
         // One that the interval forced says nothing about how many rows would fit.
         pace.note_rows(1, 0);
-        pace.adapt(5_000_000);
+        pace.adapt(5_000_000, SECOND);
         assert_eq!(pace.rows_due, before);
+    }
+
+    #[test]
+    fn checkpoints_that_take_much_of_the_time_come_later() {
+        let mut pace = Pace::new(Duration::from_secs(5), 10_000);
+        pace.note_rows(10_000, 0);
+        pace.adapt(400_000_000, SECOND);
+        assert_eq!(pace.rows_due, 20_000);
+        // Long, but not too much of the time: it stays as it is, so that the pace does not swing.
+        pace.note_rows(20_000, 0);
+        pace.adapt(400_000_000, 4 * SECOND);
+        assert_eq!(pace.rows_due, 20_000);
+        pace.note_rows(20_000, 0);
+        pace.adapt(400_000_000, 20 * SECOND);
+        assert_eq!(pace.rows_due, 10_000);
+        for _ in 0..20 {
+            pace.note_rows(CHECKPOINT_ROWS_MAX, 0);
+            pace.adapt(SECOND, SECOND);
+        }
+        assert_eq!(pace.rows_due, CHECKPOINT_ROWS_MAX);
     }
 }

@@ -6,6 +6,7 @@
 //! ```text
 //!   order   what was answered before another began has no later index; a read that began after a write sees it
 //!   value   a read as of r shows the last write at or below r, whole; a page of a listing likewise for all its keys
+//!   once    what is read was written by somebody who was told that index, or nothing at all: not twice, nor though it failed
 //!   winner  a conditional write took place only if its condition held just below its index
 //! ```
 //!
@@ -91,7 +92,16 @@ impl Checker<'_> {
         for op in &self.history.ops {
             if let (Ask::Get { key }, Answer::Found { content, version, .. }) = (&op.ask, &op.answer) {
                 let placed = Placed { index: *version, content: Some(*content), op: *content };
-                let known = places.entry((*key, *version)).or_insert(placed);
+                let known = places.entry((*key, *version)).or_insert_with(|| {
+                    if !self.may_have_written(*key, *content) {
+                        self.wrong.push(format!(
+                            "op {} reads body {content} as version {version} of key {key}: everybody who may have \
+                             written it there was told otherwise, op {content} {:?}",
+                            op.id, self.history.ops[*content as usize].answer
+                        ));
+                    }
+                    placed
+                });
                 if known.content != Some(*content) {
                     self.wrong.push(format!(
                         "op {} reads body {content} as version {version} of key {key}, which was {}",
@@ -104,6 +114,16 @@ impl Checker<'_> {
         for ((key, _), placed) in places {
             self.writes.entry(key).or_default().push(placed);
         }
+    }
+
+    /// Whether a write of this body to this key was never answered.
+    fn may_have_written(&self, key: KeyIndex, content: OpId) -> bool {
+        let writes = |op: &Op| match &op.ask {
+            Ask::Put { key: to, .. } => *to == key && op.id == content,
+            Ask::Copy { to, .. } => *to == key,
+            _ => false,
+        };
+        self.history.ops.iter().any(|op| op.answer == Answer::Unknown && writes(op))
     }
 
     /// Real time against the order of indexes. One sweep in order of events, keeping the highest index answered so far.
@@ -363,6 +383,26 @@ mod tests {
         let ask = Ask::Put { key: 0, condition: Condition::IfAbsent, bytes: 1, by_upload: false };
         script.now(ask, Answer::Written { index: 6, content: id });
         assert_eq!(check(&script.0).len(), 1);
+    }
+
+    #[test]
+    fn second_effect_is_found() {
+        let is_found =
+            |script: &Script| check(&script.0).iter().any(|wrong| wrong.contains("told otherwise"));
+        let mut script = Script::new();
+        let first = script.put(5);
+        script.get(first, 4, 4);
+        assert!(is_found(&script), "written at 4, and again at 5");
+        let mut script = Script::new();
+        let ask = Ask::Put { key: 0, condition: Condition::IfAbsent, bytes: 1, by_upload: false };
+        let refused = script.now(ask, Answer::Refused { current: None });
+        script.get(refused, 3, 4);
+        assert!(is_found(&script), "refused, and done");
+        let mut script = Script::new();
+        let first = script.put(5);
+        script.0.begin(Ask::Copy { from: 1, to: 0 });
+        script.get(first, 7, 8);
+        assert_eq!(check(&script.0), Vec::<String>::new(), "a copy that was not answered");
     }
 
     #[test]

@@ -31,6 +31,7 @@ use wire::operator::{
 };
 use wire::scm::ContainerState;
 
+use crate::gateway::Holds;
 use crate::run::Run;
 
 /// After faults stop, gateways serve again within this (A1; elections, sessions, registrations).
@@ -93,7 +94,7 @@ async fn serves(run: &Rc<Run>) {
             let (gateway, replication) = (gateway.clone(), Replication::Three);
             let put = node::enter(Some(index), || {
                 task::spawn(async move {
-                    gateway.put(id, key, Condition::None, 100, replication, Duration::ZERO).await
+                    gateway.put(id, key, Condition::None, 100, replication, Holds::default()).await
                 })
             });
             let answer = put.await.unwrap_or(Answer::Unknown);

@@ -101,6 +101,10 @@ pub(crate) enum Kind {
     DieAtSnapshot,
     /// A meta node loses its disks, and another member comes in its place.
     ReplaceMeta,
+    /// OM does what it is asked, and many of its answers are lost.
+    AnswersLost,
+    /// Gateways lose a datanode for a moment while writers stand in the midst of long bodies.
+    CutUnderWriters,
 }
 
 const KINDS: &[Kind] = &[
@@ -191,6 +195,20 @@ impl Swarm {
             if draws.random_ratio(1, 5) && !self.is_gentle {
                 self.kinds.push((*kind, sum));
             }
+        }
+    }
+
+    /// Kinds that ask what repeated commands and halves of bodies come to: of another stream, and as often as all others
+    /// together where they are.
+    pub(crate) fn draw_of_data(&mut self, draws: &mut ChaCha8Rng) {
+        let (answers, writers) = (draws.random_bool(0.2), draws.random_bool(0.25));
+        let weight = self.kinds.iter().map(|(_, weight)| weight).sum();
+        if answers && !self.is_gentle {
+            self.kinds.push((Kind::AnswersLost, weight));
+        }
+        // Whom writers leave out is one replica less, beside which none may rot.
+        if writers && !self.is_gentle && !self.has(Kind::Rot) {
+            self.kinds.push((Kind::CutUnderWriters, weight));
         }
     }
 
@@ -331,7 +349,33 @@ async fn break_one(run: &Rc<Run>, kind: Kind, draws: &mut ChaCha8Rng) {
         Kind::LostWords => consensus::lose_words(run, draws).await,
         Kind::DieAtSnapshot => consensus::die_at_snapshot(run, draws).await,
         Kind::ReplaceMeta => members::replace(run, draws),
+        Kind::AnswersLost => {
+            cluster.network.lose_answers(draws.random_range(100..500));
+            tokio::time::sleep(pause).await;
+            cluster.network.lose_answers(0);
+        }
+        Kind::CutUnderWriters => cut_under_writers(run, datanode, draws).await,
     }
+}
+
+/// A datanode takes the first half of some bodies, and is lost to their writers, who leave it out. It is back at once, to
+/// be read from and copied to, while others still stand in the midst of what they write to that container.
+async fn cut_under_writers(run: &Rc<Run>, datanode: NodeIndex, draws: &mut ChaCha8Rng) {
+    run.set_long_bodies(true);
+    run.set_busy(true);
+    tokio::time::sleep(Duration::from_millis(draws.random_range(2000..6000))).await;
+    cut_both(run, &[datanode], &run.cluster.gateway_nodes());
+    if draws.random_bool(0.6) {
+        // There is no way round it in time: SCM takes too long to open a container on others.
+        let by = Duration::from_millis(draws.random_range(150..350));
+        for meta in run.cluster.metas() {
+            run.cluster.network.slow(meta, by);
+        }
+    }
+    heal_after(run, Duration::from_millis(draws.random_range(2000..7000))).await;
+    run.set_busy(false);
+    tokio::time::sleep(Duration::from_millis(draws.random_range(0..15_000))).await;
+    run.set_long_bodies(false);
 }
 
 async fn stand_still(index: NodeIndex, pause: Duration) {

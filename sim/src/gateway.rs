@@ -47,6 +47,15 @@ pub(crate) struct SimulatedGateway {
     readable_ms: u64,
 }
 
+/// Where a writer takes its time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Holds {
+    /// In the midst of a body.
+    pub(crate) midst: Duration,
+    /// Before the commit, as for a slow client's last bytes.
+    pub(crate) end: Duration,
+}
+
 /// The name of a key; sorts as the numbers do.
 pub(crate) fn key_name(key: KeyIndex) -> KeyName {
     KeyName::new(&format!("key-{key:04}")).expect("digits make a legal key")
@@ -113,7 +122,7 @@ impl SimulatedGateway {
             .unwrap_or_else(|| etag_of(id))
     }
 
-    /// PutObject. `hold` is waited before the commit, as for a slow client's last bytes.
+    /// PutObject.
     pub(crate) async fn put(
         &self,
         id: OpId,
@@ -121,14 +130,14 @@ impl SimulatedGateway {
         condition: Condition,
         bytes: u64,
         replication: Replication,
-        hold: Duration,
+        holds: Holds,
     ) -> Answer {
         self.history.lock().name_content(etag_of(id), id);
         let put = async {
             let bucket = self.bucket().await?;
-            let blocks = self.store(body_of(id, bytes), replication).await?;
-            if !hold.is_zero() {
-                tokio::time::sleep(hold).await;
+            let blocks = self.store(body_of(id, bytes), replication, holds.midst).await?;
+            if !holds.end.is_zero() {
+                tokio::time::sleep(holds.end).await;
             }
             let make = |context| CommitKey {
                 context,
@@ -154,13 +163,18 @@ impl SimulatedGateway {
 
     async fn store(
         &self,
-        body: Bytes,
+        mut body: Bytes,
         replication: Replication,
+        hold: Duration,
     ) -> Result<client::key_writer::WrittenBlocks, CallError> {
         if body.len() <= CHUNK_RUN_BYTES_MAX {
             return Ok(self.writer.write_small(replication, body).await?);
         }
         let mut sink = self.writer.begin(replication, Some(body.len() as u64));
+        if !hold.is_zero() {
+            sink.push(body.split_to(body.len() / 2)).await?;
+            tokio::time::sleep(hold).await;
+        }
         sink.push(body).await?;
         Ok(sink.finish().await?)
     }
@@ -189,7 +203,7 @@ impl SimulatedGateway {
                 checksum: None,
             };
             let upload: WriteId = self.session.command(create).await?;
-            let blocks = self.store(body_of(id, bytes), replication).await?;
+            let blocks = self.store(body_of(id, bytes), replication, Duration::ZERO).await?;
             let part = |context| CommitPart {
                 context,
                 bucket: bucket.clone(),

@@ -36,6 +36,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 /// A handler that takes longer is no longer waited for, as over HTTP: its node may stand still.
 const HANDLER_DEADLINE: Duration = Duration::from_secs(30);
 
+/// An answer that is lost breaks its connection after this at most.
+const ANSWER_LOST_MAX_MS: u64 = 3000;
+
 /// How links behave now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mood {
@@ -71,6 +74,8 @@ pub(crate) struct Network {
 struct Shared {
     draws: ChaCha8Rng,
     mood: Mood,
+    /// Answers that are lost although the call was carried out, in a thousand, of calls that say so.
+    answers_lost_per_mille: u32,
     /// Directions that carry nothing.
     walls: BTreeSet<(NodeIndex, NodeIndex)>,
     /// Added to every message from or to the node.
@@ -102,6 +107,7 @@ impl Network {
         let shared = Shared {
             draws: seed::stream(seed, "network"),
             mood: Mood::CALM,
+            answers_lost_per_mille: 0,
             walls: BTreeSet::new(),
             slow: BTreeMap::new(),
             far: BTreeMap::new(),
@@ -118,6 +124,19 @@ impl Network {
     /// Sets how links behave from now on.
     pub(crate) fn set_mood(&self, mood: Mood) {
         self.shared.lock().mood = mood;
+    }
+
+    /// Loses so many answers in a thousand of what was carried out.
+    pub(crate) fn lose_answers(&self, per_mille: u32) {
+        self.shared.lock().answers_lost_per_mille = per_mille;
+    }
+
+    /// Whether an answer breaks off now, and after how long the caller sees it.
+    pub(crate) fn loses_answer(&self) -> Option<Duration> {
+        let shared = &mut *self.shared.lock();
+        let lost = shared.answers_lost_per_mille;
+        let is_lost = lost > 0 && shared.draws.random_range(0..1000) < lost;
+        is_lost.then(|| Duration::from_millis(shared.draws.random_range(0..ANSWER_LOST_MAX_MS)))
     }
 
     /// Stops everything from one node to another.

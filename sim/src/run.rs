@@ -58,6 +58,7 @@ pub(crate) struct Run {
     is_busy: Cell<bool>,
     is_asking: Cell<bool>,
     is_replacing: Cell<bool>,
+    has_long_bodies: Cell<bool>,
     cold: Cell<usize>,
     violations: RefCell<Vec<String>>,
     pub(crate) counts: RefCell<Counts>,
@@ -113,6 +114,15 @@ impl Run {
 
     pub(crate) fn is_replacing(&self) -> bool {
         self.is_replacing.get()
+    }
+
+    /// Lets clients send long bodies and take their time in the midst of them.
+    pub(crate) fn set_long_bodies(&self, has_long_bodies: bool) {
+        self.has_long_bodies.set(has_long_bodies);
+    }
+
+    pub(crate) fn has_long_bodies(&self) -> bool {
+        self.has_long_bodies.get()
     }
 
     /// How many keys were begun that are written once.
@@ -180,6 +190,7 @@ async fn play(seed: u64, options: Options) -> Verdict {
     let plan = Plan::draw(&mut draws, swarm.is_gentle);
     swarm.draw_more(&mut seed::stream(seed, "more kinds"));
     swarm.draw_of_consensus(&mut seed::stream(seed, "kinds of consensus"));
+    swarm.draw_of_data(&mut seed::stream(seed, "kinds of data"));
     if swarm.spares_replicas() {
         shape.knobs.never_dead();
     }
@@ -199,6 +210,7 @@ async fn play(seed: u64, options: Options) -> Verdict {
         is_busy: Cell::new(false),
         is_asking: Cell::new(false),
         is_replacing: Cell::new(false),
+        has_long_bodies: Cell::new(false),
         cold: Cell::new(0),
         violations: RefCell::default(),
         counts: RefCell::default(),
@@ -239,6 +251,7 @@ async fn load(run: &Rc<Run>, options: &Options) {
     let _ = faults.await;
     run.cluster.network.heal();
     run.cluster.network.set_mood(Mood::CALM);
+    run.cluster.network.lose_answers(0);
     run.world.die_at_steps(0);
     for client in clients {
         let _ = client.await;

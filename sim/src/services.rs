@@ -91,7 +91,13 @@ impl OmService for Link {
             }
         };
         match self.network.call(self.from, self.to, serve).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => match self.network.loses_answer() {
+                None => outcome,
+                Some(after) => {
+                    tokio::time::sleep(after).await;
+                    Err(Failure::new(Status::Unknown, "the connection broke under the answer").into())
+                }
+            },
             Err(failure) => Err(failure.into()),
         }
     }

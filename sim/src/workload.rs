@@ -5,6 +5,7 @@
 //! Not here: what an operation is made of (`gateway`).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use wire::block::Replication;
 
+use crate::gateway::Holds;
 use crate::run::Run;
 use crate::seed;
 use checker::{Answer, Ask, Condition, KeyIndex, OpId};
@@ -24,6 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Keys that are written once, at most.
 const COLD_MAX: usize = 150;
+
+/// Bodies that last: of several runs, the longest of several blocks, and of more than a writer keeps.
+const LONG_BYTES: Range<u64> = 600_000..1_500_000;
+const LONGEST_BYTES: Range<u64> = 5_500_000..7_000_000;
+/// How long their writers stand in the midst of them.
+const LONG_HOLD_MS: Range<u64> = 3000..16_000;
 
 /// So many times less do clients pause while they are busy.
 const BUSY: u32 = 12;
@@ -100,6 +108,8 @@ impl Plan {
 /// Runs one client until the run ends its load.
 pub(crate) async fn client(run: Rc<Run>, number: usize) {
     let mut draws = seed::stream(run.seed, &format!("client {number}"));
+    // Apart: what long bodies draw shifts nothing else.
+    let mut long_draws = seed::stream(run.seed, &format!("long bodies {number}"));
     // What this client last saw of some key: conditional writes name it.
     let mut seen: BTreeMap<KeyIndex, OpId> = BTreeMap::new();
     // Some ask whoever is there, others one gateway as long as it is up.
@@ -108,7 +118,7 @@ pub(crate) async fn client(run: Rc<Run>, number: usize) {
     while !run.is_load_over() {
         let pause = run.plan.pause.mul_f64(draws.random());
         tokio::time::sleep(if run.is_busy() { pause / BUSY } else { pause }).await;
-        let ask = draw_ask(&run, &mut draws, &seen);
+        let (ask, midst) = lengthen(&run, draw_ask(&run, &mut draws, &seen), &mut long_draws);
         let up = run.cluster.gateways();
         let known = up.iter().find(|(index, _)| is_loyal && usual == Some(*index));
         let Some((index, gateway)) = known.or_else(|| up.choose(&mut draws)).cloned() else { continue };
@@ -117,13 +127,14 @@ pub(crate) async fn client(run: Rc<Run>, number: usize) {
         run.trace.mark(&format!("op {id} {ask:?} at {index}"));
         let replication = run.plan.replication(&mut draws);
         let hold = run.draw_hold(&mut draws);
+        let holds = Holds { midst, end: if midst.is_zero() { hold } else { Duration::ZERO } };
         let is_aborted = draws.random_ratio(1, 5);
         let work = ask.clone();
         let handle = node::enter(Some(index), || {
             task::spawn(async move {
                 match work {
                     Ask::Put { key, condition, bytes, by_upload: false } => {
-                        Ok(gateway.put(id, key, condition, bytes, replication, hold).await)
+                        Ok(gateway.put(id, key, condition, bytes, replication, holds).await)
                     }
                     Ask::Put { key, condition, bytes, by_upload: true } => {
                         Ok(gateway.upload(id, key, condition, bytes, replication, is_aborted).await)
@@ -165,6 +176,25 @@ impl Run {
         let hold = Duration::from_millis(draws.random_range(0..longest_ms));
         if draws.random_range(0..100) < self.plan.slow { hold } else { Duration::ZERO }
     }
+}
+
+/// While bodies are long, makes some of these: the ask, and how long its writer stands in the midst of the body.
+fn lengthen(run: &Run, ask: Ask, draws: &mut ChaCha8Rng) -> (Ask, Duration) {
+    if !run.has_long_bodies() || draws.random_bool(0.4) {
+        return (ask, Duration::ZERO);
+    }
+    let (key, condition) = match ask {
+        Ask::Put { key, condition, by_upload: false, .. } => (key, condition),
+        Ask::Get { key } => (key, Condition::None),
+        ask => return (ask, Duration::ZERO),
+    };
+    // What nobody writes over tells in the end whether it is where it must be.
+    let cold = if draws.random_bool(0.6) { run.take_cold(COLD_MAX) } else { None };
+    let (key, condition) = cold.map_or((key, condition), |key| (key, Condition::None));
+    let lengths = if draws.random_ratio(1, 4) { LONGEST_BYTES } else { LONG_BYTES };
+    let bytes = draws.random_range(lengths);
+    let midst = Duration::from_millis(draws.random_range(LONG_HOLD_MS));
+    (Ask::Put { key, condition, bytes, by_upload: false }, midst)
 }
 
 fn draw_ask(run: &Run, draws: &mut ChaCha8Rng, seen: &BTreeMap<KeyIndex, OpId>) -> Ask {

@@ -21,6 +21,7 @@ use wire::block::Replication;
 
 use super::{cut_both, heal_after};
 use crate::cluster::End;
+use crate::gateway::Holds;
 use crate::run::Run;
 use checker::{Ask, Condition};
 
@@ -152,7 +153,7 @@ async fn flood(run: Rc<Run>, number: usize) {
         });
         let put = node::enter(Some(index), || {
             task::spawn(async move {
-                gateway.put(id, key, Condition::None, 0, Replication::Three, Duration::ZERO).await
+                gateway.put(id, key, Condition::None, 0, Replication::Three, Holds::default()).await
             })
         });
         // Whoever is gone by now, or is stopped here, leaves it unanswered.

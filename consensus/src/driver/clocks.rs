@@ -4,12 +4,17 @@
 //! over) would be done too early by a leader whose clock runs ahead. So a leader that is off its peers' median leaves that to
 //! be done later, or by another. A packet is on its way for milliseconds; the bound is half a minute.
 //!
+//! A packet that was long on its way makes its sender's clock look slow, never fast. So the last few of a peer are kept, and
+//! the one that says the latest time counts: it was delayed the least. What was sent before something that is here already
+//! came late or twice, and says nothing; but a clock that was set back goes on to be earlier, and is believed after a few.
+//!
 //! Invariants:
 //! * One peer whose clock is wrong convinces nobody: of two middle values the one nearer to this clock counts.
+//! * One packet convinces nobody either.
 //!
 //! Not here: what is left undone (the services' part).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 
 use super::Driver;
@@ -20,25 +25,68 @@ const OFF_MAX_MS: u64 = 30_000;
 /// What a peer said longer ago than so many ticks says nothing of now.
 const FRESH_TICKS: u64 = 100;
 
-/// How far peers' clocks are ahead of ours, in ms, and when they said so.
+/// Packets of a peer that are kept.
+const SAMPLES_MAX: usize = 8;
+/// A peer of which fewer are here says nothing.
+const SAMPLES_MIN: usize = 3;
+/// So many packets in a row that were sent earlier than others before them: the clock was set back.
+const EARLIER_MAX: u32 = 8;
+
+/// What peers' packets say of their clocks.
 #[derive(Debug, Default)]
 pub(super) struct Clocks {
-    ahead: BTreeMap<u64, (i64, u64)>,
+    peers: BTreeMap<u64, Heard>,
+}
+
+/// The last packets of a peer.
+#[derive(Debug, Default)]
+struct Heard {
+    /// How far its clock is ahead of ours in ms, at least, and when it said so.
+    samples: VecDeque<(i64, u64)>,
+    /// The latest time it told.
+    sent_ms: u64,
+    /// Packets since then that were sent earlier.
+    earlier: u32,
+}
+
+impl Heard {
+    fn note(&mut self, sent_ms: u64, now_ms: u64, tick: u64) {
+        if sent_ms < self.sent_ms {
+            self.earlier += 1;
+            if self.earlier < EARLIER_MAX {
+                return;
+            }
+            self.samples.clear();
+        }
+        (self.sent_ms, self.earlier) = (sent_ms, 0);
+        let ahead = i64::try_from(i128::from(sent_ms) - i128::from(now_ms)).unwrap_or(i64::MAX);
+        self.samples.push_back((ahead, tick));
+        if self.samples.len() > SAMPLES_MAX {
+            self.samples.pop_front();
+        }
+    }
+
+    /// How far it is ahead, if it has said so often enough of late.
+    fn ahead(&self) -> Option<i64> {
+        let best = self.samples.iter().map(|(ahead, _)| *ahead).max();
+        best.filter(|_| self.samples.len() >= SAMPLES_MIN)
+    }
 }
 
 impl Clocks {
     /// A packet of `peer` was sent at `sent_ms` by its clock and arrived at `now_ms` by ours. 0 says nothing.
     pub(super) fn note(&mut self, peer: u64, sent_ms: u64, now_ms: u64, tick: u64) {
         if sent_ms != 0 {
-            let ahead = i64::try_from(i128::from(sent_ms) - i128::from(now_ms)).unwrap_or(i64::MAX);
-            self.ahead.insert(peer, (ahead, tick));
+            self.peers.entry(peer).or_default().note(sent_ms, now_ms, tick);
         }
     }
 
     /// How far we are off the median of those who have spoken of late.
     fn off_ms(&mut self, tick: u64) -> u64 {
-        self.ahead.retain(|_, (_, heard)| *heard + FRESH_TICKS > tick);
-        let mut all: Vec<i64> = self.ahead.values().map(|(ahead, _)| *ahead).collect();
+        for heard in self.peers.values_mut() {
+            heard.samples.retain(|(_, at)| *at + FRESH_TICKS > tick);
+        }
+        let mut all: Vec<i64> = self.peers.values().filter_map(Heard::ahead).collect();
         all.sort_unstable();
         let middle = |at: usize| all.get(at).map_or(0, |ahead| ahead.unsigned_abs());
         match all.len() {
@@ -52,7 +100,7 @@ impl<R: Send + 'static> Driver<R> {
     /// Compares clocks, and says so once when ours is off.
     pub(super) fn compare_clocks(&mut self) {
         let members = &self.membership;
-        self.clocks.ahead.retain(|peer, _| members.contains(*peer));
+        self.clocks.peers.retain(|peer, _| members.contains(*peer));
         let off_ms = self.clocks.off_ms(self.now);
         let is_off = off_ms > OFF_MAX_MS;
         if self.shared.clock_is_off.swap(is_off, Ordering::AcqRel) != is_off {
@@ -74,10 +122,21 @@ impl<R: Send + 'static> Driver<R> {
 mod tests {
     use super::*;
 
+    const NOW_MS: u64 = 1_000_000;
+
+    /// Packets of a peer whose clock is ahead by so much, each so long on its way.
+    fn hear(clocks: &mut Clocks, peer: u64, ahead: i64, delays: &[u64]) {
+        for (number, delay) in (1..).zip(delays) {
+            let now_ms = NOW_MS + 1000 * number;
+            let sent_ms = (now_ms - delay).saturating_add_signed(ahead);
+            clocks.note(peer, sent_ms, now_ms, 5);
+        }
+    }
+
     fn off(ahead: &[i64]) -> u64 {
         let mut clocks = Clocks::default();
         for (peer, ahead) in (2..).zip(ahead) {
-            clocks.note(peer, (1_000_000 + ahead) as u64, 1_000_000, 5);
+            hear(&mut clocks, peer, *ahead, &[0; SAMPLES_MIN]);
         }
         clocks.off_ms(6)
     }
@@ -93,9 +152,31 @@ mod tests {
     }
 
     #[test]
+    fn late_packets_do_not_make_a_clock_look_slow() {
+        let mut clocks = Clocks::default();
+        hear(&mut clocks, 2, 0, &[90_000]);
+        assert_eq!(clocks.off_ms(6), 0, "one packet convinces nobody");
+        hear(&mut clocks, 2, 0, &[80_000, 70_000, 60_000, 3]);
+        assert_eq!(clocks.off_ms(6), 3, "the least delayed counts");
+        hear(&mut clocks, 2, 0, &[90_000; EARLIER_MAX as usize - 1]);
+        assert_eq!(clocks.off_ms(6), 3, "sent before what is here: late, or twice");
+    }
+
+    #[test]
+    fn clock_that_was_set_is_believed_after_a_few_packets() {
+        let mut clocks = Clocks::default();
+        hear(&mut clocks, 2, 60_000, &[0; SAMPLES_MAX]);
+        assert_eq!(clocks.off_ms(6), 60_000);
+        hear(&mut clocks, 2, 0, &[0; EARLIER_MAX as usize + SAMPLES_MIN]);
+        assert_eq!(clocks.off_ms(6), 0, "set back");
+        hear(&mut clocks, 2, 60_000, &[0; SAMPLES_MIN]);
+        assert_eq!(clocks.off_ms(6), 60_000, "set ahead");
+    }
+
+    #[test]
     fn what_was_said_long_ago_says_nothing() {
         let mut clocks = Clocks::default();
-        clocks.note(2, 1_000_000, 1, 5);
+        hear(&mut clocks, 2, 999_999, &[0; SAMPLES_MIN]);
         clocks.note(3, 0, 1, 5);
         assert_eq!(clocks.off_ms(5), 999_999);
         assert_eq!(clocks.off_ms(5 + FRESH_TICKS), 0);

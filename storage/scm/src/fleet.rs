@@ -30,6 +30,9 @@ pub enum Liveness {
     Unknown,
 }
 
+/// Reports in a row that must tell a wrong clock: one may have been long on its way.
+const CLOCK_OFF_MIN: u32 = 3;
+
 /// A replica's life: which container, which generation.
 pub(crate) type Life = (ContainerId, Generation);
 
@@ -43,8 +46,8 @@ pub(crate) struct Node {
     sequence: u64,
     /// When a writer last complained of it.
     failed_ns: Option<u64>,
-    /// Its wall clock was far from ours when it last told it.
-    is_clock_off: bool,
+    /// So many of its reports, one after the other, told a wall clock far from ours.
+    clock_off: u32,
     pub(crate) disks: Vec<DiskReport>,
     replicas: BTreeMap<Life, ReplicaReport>,
     /// Reported replicas of which it is not yet known whether they are their container's.
@@ -86,6 +89,7 @@ pub(crate) struct News {
     pub(crate) incarnation: u64,
     pub(crate) disks: Vec<DiskReport>,
     pub(crate) replicas: Vec<ReplicaReport>,
+    /// It told a wall clock far from ours.
     pub(crate) is_clock_off: bool,
     /// Its place among the reports of that life, 0 if not told.
     pub(crate) sequence: u64,
@@ -119,7 +123,7 @@ impl Fleet {
             heard_ns: now_ns,
             sequence: news.sequence,
             failed_ns,
-            is_clock_off: news.is_clock_off,
+            clock_off: u32::from(news.is_clock_off),
             disks: news.disks,
             replicas: BTreeMap::new(),
             suspects: BTreeSet::new(),
@@ -142,7 +146,7 @@ impl Fleet {
         node.heard_ns = now_ns;
         node.sequence = news.sequence;
         node.disks = news.disks;
-        node.is_clock_off = news.is_clock_off;
+        node.clock_off = if news.is_clock_off { node.clock_off.saturating_add(1) } else { 0 };
         for report in news.replicas {
             node.take(report);
         }
@@ -208,7 +212,7 @@ impl Fleet {
         let Some(node) = self.nodes.get(&id) else { return false };
         let has_failed =
             node.failed_ns.is_some_and(|at| now_ns.saturating_sub(at) / 1_000_000 < config.failed_writer_ms);
-        self.liveness(config, id, now_ns) == Liveness::Live && !has_failed && !node.is_clock_off
+        self.liveness(config, id, now_ns) == Liveness::Live && !has_failed && node.clock_off < CLOCK_OFF_MIN
     }
 
     /// Watches a copy; answers how long it has not moved.
@@ -333,5 +337,22 @@ mod tests {
         assert_eq!(report.block_count, 1);
         assert!(fleet.heartbeat(id, news(4, 2), 5));
         assert_eq!(fleet.report(id, ContainerId(1), Generation(1)).unwrap().block_count, 2);
+    }
+
+    #[test]
+    fn one_report_that_was_long_on_its_way_tells_no_wrong_clock() {
+        let id = DatanodeId(Uuid::from_u128(1));
+        let config = ScmConfig::new("unused".into(), wire::ids::ClusterId(Uuid::from_u128(9)));
+        let mut fleet = Fleet::new(0);
+        fleet.register(DatanodeAddress { id, address: None }, news(1, 0), 1);
+        let mut is_writable_after = |sequence, is_clock_off| {
+            fleet.heartbeat(id, News { is_clock_off, ..news(sequence, 0) }, sequence);
+            fleet.is_writable(&config, id, sequence)
+        };
+        assert!(is_writable_after(2, true));
+        assert!(is_writable_after(3, false));
+        assert!(is_writable_after(4, true) && is_writable_after(5, true));
+        assert!(!is_writable_after(6, true), "three tell it");
+        assert!(is_writable_after(7, false), "it was set");
     }
 }

@@ -55,8 +55,8 @@ const CHECKPOINT_SHARE: u64 = 8;
 /// Rows between checkpoints never fall below this by adapting: on a slow disk even an empty checkpoint is long.
 const CHECKPOINT_ROWS_MIN: u64 = 4096;
 
-/// Nor grow above this: more than any cache holds dirty.
-const CHECKPOINT_ROWS_MAX: u64 = 1 << 20;
+/// Nor grow above this: some two seconds of replay at a start, and as much as a cache holds dirty.
+const CHECKPOINT_ROWS_MAX: u64 = 1 << 17;
 
 /// Committed entries with the replies that wait for them, both by ascending index.
 pub(crate) struct Batch<R> {

@@ -31,7 +31,10 @@ struct Record {
 }
 
 /// Bugs that no seed on record finds yet, and why. A list that must shrink.
-const GAPS: &[(&str, &str)] = &[];
+const GAPS: &[(&str, &str)] = &[(
+    "loan_outlives_session",
+    "not in seeds 1 to 59 of 2 minutes; at seed 14 before the kinds of data came, which leave a long pause less time",
+)];
 
 /// Bug, seed and minutes a line, in order of `BUGS`.
 const RECORDS: &str = include_str!("../planted.txt");

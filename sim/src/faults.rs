@@ -202,6 +202,10 @@ impl Swarm {
     /// together where they are.
     pub(crate) fn draw_of_data(&mut self, draws: &mut ChaCha8Rng) {
         let (answers, writers) = (draws.random_bool(0.2), draws.random_bool(0.25));
+        // A long pause needs most of a run: beside kinds that come as often as all others it would hardly be seen.
+        if self.has(Kind::LongPause) {
+            return;
+        }
         let weight = self.kinds.iter().map(|(_, weight)| weight).sum();
         if answers && !self.is_gentle {
             self.kinds.push((Kind::AnswersLost, weight));

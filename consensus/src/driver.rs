@@ -26,6 +26,7 @@ mod clocks;
 mod deaf;
 mod install;
 mod membership;
+mod room;
 mod snapshots;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -53,7 +54,7 @@ use crate::packet::{Head, Mark, Packet, encode};
 use crate::peer::PeerTransport;
 use crate::reads::Reads;
 use crate::shared::{Input, Proposal, Reply, Shared};
-use crate::space::{Admission, Reserve};
+use crate::space::Admission;
 use crate::storage::LogStore;
 
 use clocks::Clocks;
@@ -62,6 +63,7 @@ use membership::{Changing, Transferring};
 use snapshots::Sends;
 
 pub(crate) use install::Install;
+pub(crate) use room::Room;
 pub(crate) use snapshots::SendEvent;
 
 /// Commands in one append at most: bounds how long its first one waits.
@@ -69,9 +71,6 @@ const BATCH_ENTRIES_MAX: usize = 1024;
 
 /// Batches that may wait in the apply thread's inbox: enough to keep it busy, few enough that a replay stays small.
 pub(crate) const APPLY_INBOX: usize = 4;
-
-/// How often the disk's free space is looked at.
-const ADMISSION_INTERVAL_NS: u64 = 100_000_000;
 
 /// With more batches waiting for apply, raft is asked for as little as it gives.
 const OUTBOX_LONG: usize = 16;
@@ -158,17 +157,6 @@ pub(crate) struct Driver<R> {
     checkpoint_seen: u64,
 }
 
-/// What limits proposals besides their number.
-pub(crate) struct Room {
-    reserve: Arc<Reserve>,
-    free_min: u64,
-    /// Bytes of log that only commands which free space may use.
-    log_keep: u64,
-    batch_bytes_max: usize,
-    admission: Admission,
-    looked_ns: Option<u64>,
-}
-
 impl<R: Send + 'static> Driver<R> {
     pub(crate) fn new(
         node: RawNode<LogStore>,
@@ -226,7 +214,9 @@ impl<R: Send + 'static> Driver<R> {
     pub(crate) fn begin(&mut self) {
         let _guard = AbortOnPanic;
         let conf_state = &self.membership.conf_state;
-        if conf_state.voters == [self.node.raft.id] && conf_state.voters_outgoing.is_empty() {
+        let alone = conf_state.voters == [self.node.raft.id] && conf_state.voters_outgoing.is_empty();
+        self.look_at_room();
+        if alone && self.has_room_for_terms() {
             // It need not wait for an election timeout: there is nobody it could disturb. Raft refuses while a change
             // of membership waits to be applied; the timeout then tries again.
             if let Err(error) = self.node.campaign() {
@@ -278,7 +268,13 @@ impl<R: Send + 'static> Driver<R> {
             return;
         }
         self.marks_due = true;
-        self.node.tick();
+        self.look_at_room();
+        // A term is logged: without room for it an election would end the process.
+        let raft = &self.node.raft;
+        let is_candidate_next = !self.is_leader() && raft.election_elapsed + 1 >= self.election_ticks;
+        if !is_candidate_next || self.has_room_for_terms() {
+            self.node.tick();
+        }
         if self.node.raft.state != StateRole::Leader && self.node.raft.election_elapsed == 0 {
             self.draw_timeout();
         }
@@ -287,6 +283,7 @@ impl<R: Send + 'static> Driver<R> {
         self.orphans.retain(|_, (_, expires)| self.now < *expires);
         self.tick_membership();
         self.yield_if_deaf();
+        self.yield_if_full();
         self.tick_sends();
         self.compare_clocks();
         self.publish_members();
@@ -330,7 +327,10 @@ impl<R: Send + 'static> Driver<R> {
     /// Draws how long this replica waits before it calls an election.
     fn draw_timeout(&mut self) {
         let base = self.place.election_ticks;
-        self.election_ticks = base + (wire::random::u64() % base as u64) as usize;
+        let drawn = base + (wire::random::u64() % base as u64) as usize;
+        // Whoever has no room would have to hand leadership over at once: let the others try first.
+        let is_last = self.room.is_used_up();
+        self.election_ticks = if is_last { 2 * base - 1 } else { drawn };
     }
 
     /// To be called whenever raft may have changed its mind about who leads.
@@ -387,15 +387,21 @@ impl<R: Send + 'static> Driver<R> {
         if self.routes.contains_key(&from) || self.routes.len() < STRANGERS_MAX {
             self.routes.insert(from, head.from);
         }
+        self.room.note_peer(from, Admission::from_wire(head.room));
         for mark in head.marks {
             self.note_mark(mark);
         }
         for message in messages {
-            if let Err(error) = self.node.step(message) {
-                tracing::debug!(group = %self.shared.name, from, %error, "raft does not take a message");
-            }
-            self.after_raft();
+            self.receive_in_room(message);
         }
+    }
+
+    fn step_raft(&mut self, message: Message) {
+        let from = message.from;
+        if let Err(error) = self.node.step(message) {
+            tracing::debug!(group = %self.shared.name, from, %error, "raft does not take a message");
+        }
+        self.after_raft();
     }
 
     fn send(&mut self, messages: Vec<Message>) {
@@ -433,6 +439,7 @@ impl<R: Send + 'static> Driver<R> {
             to_incarnation: member.incarnation,
             marks: self.marks_to_send(),
             sent_ms: wire::clock::now_ms(),
+            room: self.room.own().to_wire(),
         }
     }
 
@@ -545,7 +552,7 @@ impl<R: Send + 'static> Driver<R> {
 
     /// Takes as many waiting commands as make a batch, answering those the disk has no room for.
     fn admit_waiting(&mut self) -> (Vec<Entry>, Vec<Reply<R>>) {
-        let admission = self.room.look(&self.shared.name);
+        let admission = self.room.own().max(self.quorum_room());
         let count = self.waiting.len().min(BATCH_ENTRIES_MAX);
         let (mut entries, mut replies) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let (mut bytes, mut log_bytes) = (0, 0);
@@ -560,7 +567,7 @@ impl<R: Send + 'static> Driver<R> {
             let record_size = entry_record_size(proposal.command.len());
             let (passes, keep) = match proposal.priority {
                 Priority::Ordinary => (admission == Admission::All, self.room.log_keep),
-                Priority::Freeing => (admission != Admission::Nothing, 0),
+                Priority::Freeing => (admission != Admission::Nothing, self.room.terms_keep),
             };
             if !passes || !self.node.mut_store().log_mut().admit(log_bytes + record_size, keep) {
                 self.shared.metrics.proposals_full.increment(1);
@@ -582,6 +589,7 @@ impl<R: Send + 'static> Driver<R> {
             let ready = self.node.ready();
             self.perform(ready);
         }
+        self.room.note_persisted();
     }
 
     fn perform(&mut self, mut ready: Ready) {
@@ -723,6 +731,10 @@ impl<R: Send + 'static> Driver<R> {
         if self.membership.is_alone(self.node.raft.id) {
             return checkpoint;
         }
+        if !self.is_leader() && self.room.is_used_up() {
+            // It serves no peer, and what it gives back may be the room it lacks.
+            return checkpoint;
+        }
         let keep_from = checkpoint.saturating_sub(self.place.log_keep_entries);
         if !self.is_leader() {
             return keep_from;
@@ -764,49 +776,5 @@ impl<R: Send + 'static> Driver<R> {
         self.node.mut_store().close();
         tracing::info!(group = %self.shared.name, "stopped");
         ControlFlow::Break(())
-    }
-}
-
-impl Room {
-    pub(crate) fn new(
-        reserve: Arc<Reserve>,
-        free_min: u64,
-        segment_bytes: u64,
-        batch_bytes_max: usize,
-    ) -> Self {
-        Room {
-            reserve,
-            free_min,
-            log_keep: segment_bytes / 4,
-            batch_bytes_max,
-            admission: Admission::All,
-            looked_ns: None,
-        }
-    }
-
-    /// What the disk lets pass, looked at now and then.
-    fn look(&mut self, group: &str) -> Admission {
-        let now = wire::clock::steady_ns();
-        if self.looked_ns.is_some_and(|at| now < at + ADMISSION_INTERVAL_NS) {
-            return self.admission;
-        }
-        self.looked_ns = Some(now);
-        let found = self.reserve.admission(self.free_min).unwrap_or_else(|error| {
-            tracing::warn!(group, %error, "cannot look at the disk's free space");
-            self.admission
-        });
-        if found != self.admission {
-            match found {
-                Admission::All => tracing::info!(group, "the disk has room again: all commands pass"),
-                Admission::FreeingOnly => {
-                    tracing::warn!(group, "the disk is full: only commands that free space pass")
-                }
-                Admission::Nothing => {
-                    tracing::error!(group, "the disk is full and the reserve used: no command passes")
-                }
-            }
-            self.admission = found;
-        }
-        found
     }
 }

@@ -55,6 +55,9 @@ pub(crate) struct Head {
     /// The sender's clock, in ms since 1970; 0 says nothing.
     #[serde(default)]
     pub(crate) sent_ms: u64,
+    /// What the sender's disk lets pass: 0 everything, 1 commands that free space, 2 nothing.
+    #[serde(default)]
+    pub(crate) room: u8,
 }
 
 /// A packet whose head was checked.
@@ -202,6 +205,7 @@ mod tests {
             to_incarnation: Uuid::from_u128(7),
             marks: vec![Mark { raft_id: 1, index: 10_000, hash: (1, 2) }],
             sent_ms: 300,
+            room: 1,
         }
     }
 

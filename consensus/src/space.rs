@@ -25,12 +25,32 @@ use platform::disk::{BlockFile, DiskIo, OpenMode};
 /// The reserve's file.
 pub(crate) const RESERVE: &str = "reserve";
 
-/// What the disk lets pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the disk lets pass, most first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Admission {
     All,
     FreeingOnly,
     Nothing,
+}
+
+impl Admission {
+    /// As peers tell one another.
+    pub(crate) fn to_wire(self) -> u8 {
+        match self {
+            Admission::All => 0,
+            Admission::FreeingOnly => 1,
+            Admission::Nothing => 2,
+        }
+    }
+
+    /// What a peer says; numbers to come mean less room rather than more.
+    pub(crate) fn from_wire(level: u8) -> Admission {
+        match level {
+            0 => Admission::All,
+            1 => Admission::FreeingOnly,
+            _ => Admission::Nothing,
+        }
+    }
 }
 
 /// The reserve file of a group and the free space around it.

@@ -120,6 +120,9 @@ impl<R: Send + 'static> Driver<R> {
             MembershipChange::Remove { raft_id, .. } => (joint(raft_id, ConfChangeType::RemoveNode), None),
         };
         let context = self.membership.context(added);
+        if !self.has_room_for(context.len()) {
+            return Err(ChangeError::Refused("the disk has no room for it: make some first".to_owned()));
+        }
         self.node.propose_conf_change(context, change).map_err(|error| {
             ChangeError::Refused(format!("the group takes no change at the moment ({error}): try again"))
         })
@@ -127,7 +130,8 @@ impl<R: Send + 'static> Driver<R> {
 
     /// A leader in a joint configuration that is applied leaves it.
     pub(super) fn leave_joint(&mut self) {
-        if self.is_leader() && self.membership.is_joint() && !self.node.raft.has_pending_conf() {
+        let is_due = self.is_leader() && self.membership.is_joint() && !self.node.raft.has_pending_conf();
+        if is_due && self.has_room_for(0) {
             // If raft is too busy to take it, the next turn tries again.
             let _ = self.node.propose_conf_change(Vec::new(), ConfChangeV2::default());
         }
@@ -206,7 +210,7 @@ impl<R: Send + 'static> Driver<R> {
         }
     }
 
-    fn begin_transfer(&mut self, to: u64, reply: Option<ChangeReply>) {
+    pub(super) fn begin_transfer(&mut self, to: u64, reply: Option<ChangeReply>) {
         self.node.transfer_leader(to);
         let expires = self.now + TRANSFER_TIMEOUTS * self.place.election_ticks as u64;
         self.transferring = Some(Transferring { to, expires, reply });
@@ -260,7 +264,7 @@ impl<R: Send + 'static> Driver<R> {
         }
     }
 
-    fn is_active(&self, raft_id: u64) -> bool {
+    pub(super) fn is_active(&self, raft_id: u64) -> bool {
         // Half the time after which check-quorum would end a leader that hears nobody: it has to know before.
         let since = self.now.saturating_sub(self.place.election_ticks as u64 / 2);
         raft_id == self.node.raft.id || self.heard.get(&raft_id).is_some_and(|at| *at >= since)

@@ -54,6 +54,9 @@ pub(crate) trait Log: Send {
     /// being prepared, never for space.
     fn admit(&mut self, size: u64, keep: u64) -> bool;
 
+    /// Whether records of `size` bytes lack room since no segment can be prepared: the disk is full. Never waits.
+    fn is_short_of(&self, size: u64) -> bool;
+
     /// Recycles every segment whose entries are all at or below `index`, which must be durable in the state.
     fn compact(&mut self, index: u64) -> Result<(), LogError>;
 

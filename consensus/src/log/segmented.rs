@@ -702,6 +702,10 @@ impl Log for SegmentedLog {
         self.room() >= size + keep
     }
 
+    fn is_short_of(&self, size: u64) -> bool {
+        self.prepare_failed_ns.is_some() && self.room() < size
+    }
+
     fn compact(&mut self, index: u64) -> Result<(), LogError> {
         while let [oldest, next, ..] = self.segments.make_contiguous() {
             // The entries of the segments behind it begin where its own end.

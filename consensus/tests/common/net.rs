@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use consensus::{Group, GroupConfig, PeerEndpoint, PeerTransport, SnapshotStream};
 use futures_util::{StreamExt, stream};
+use platform::simulated::SimulatedDisk;
 use platform::watch;
 use uuid::Uuid;
 use wire::group::Member;
@@ -138,6 +139,8 @@ fn faulty(body: SnapshotStream, fault: Option<SnapshotFault>, held: watch::Recei
 pub(crate) struct Net {
     wires: Arc<Mutex<Wires>>,
     dirs: BTreeMap<u64, tempfile::TempDir>,
+    /// Disks in memory, of those replicas that have one.
+    disks: BTreeMap<u64, SimulatedDisk>,
     pub(crate) voters: Vec<Member>,
     pub(crate) adjust: fn(&mut GroupConfig),
 }
@@ -158,8 +161,17 @@ impl Net {
     }
 
     pub(crate) fn with(count: u64, adjust: fn(&mut GroupConfig)) -> Net {
+        Net::on_disks(count, BTreeMap::new(), adjust)
+    }
+
+    /// A group whose replicas have these disks, as far as they go.
+    pub(crate) fn on_disks(
+        count: u64,
+        disks: BTreeMap<u64, SimulatedDisk>,
+        adjust: fn(&mut GroupConfig),
+    ) -> Net {
         let voters: Vec<_> = (1..=count).map(member).collect();
-        let mut net = Net { wires: Arc::default(), dirs: BTreeMap::new(), voters, adjust };
+        let mut net = Net { wires: Arc::default(), dirs: BTreeMap::new(), disks, voters, adjust };
         for raft_id in 1..=count {
             net.start(raft_id);
         }
@@ -258,6 +270,9 @@ impl Net {
             tick: Duration::ZERO,
             ..config(dir.path())
         };
+        if let Some(disk) = self.disks.get(&raft_id) {
+            config.disk = Arc::new(disk.clone());
+        }
         (self.adjust)(&mut config);
         config
     }

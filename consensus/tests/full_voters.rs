@@ -1,0 +1,157 @@
+//! Voters whose disks are full: nobody ends, the others commit, and whoever has room again goes on by itself.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::Registers;
+use common::net::Net;
+use consensus::{Group, GroupConfig, ProposeError};
+use platform::disk::DiskIo as _;
+use platform::simulated::SimulatedDisk;
+
+/// Room for segments, state and reserve many times over.
+const ROOMY: u64 = 256 << 20;
+
+/// Longer than any machine takes for what a test waits for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Voters {
+    net: Net,
+    disks: BTreeMap<u64, SimulatedDisk>,
+}
+
+impl Voters {
+    fn new() -> Voters {
+        let disks: BTreeMap<_, _> = (1..=3).map(|raft_id| (raft_id, SimulatedDisk::new(ROOMY))).collect();
+        let adjust = |config: &mut GroupConfig| {
+            config.disk_free_min_bytes = 1 << 20;
+        };
+        Voters { net: Net::on_disks(3, disks.clone(), adjust), disks }
+    }
+
+    /// Somebody else takes all of the disk that is free.
+    fn fill(&self, raft_id: u64) {
+        let disk = &self.disks[&raft_id];
+        let room = disk.room().unwrap();
+        disk.set_capacity(room.capacity - room.available);
+    }
+
+    fn empty(&self, raft_id: u64) {
+        self.disks[&raft_id].set_capacity(ROOMY);
+    }
+
+    async fn set(&self, group: &Group<Registers>, count: usize) -> Result<String, ProposeError> {
+        let text = format!("set r{count} {}", "x".repeat(4000));
+        self.net.during(group.propose(Bytes::from(text))).await
+    }
+
+    /// Time passes until it is as wanted. The log tries for room now and then by the machine's clock.
+    async fn until(&self, mut wanted: impl FnMut() -> bool) {
+        let waiting = async {
+            while !wanted() {
+                self.net.tick().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it happens within patience");
+    }
+
+    async fn agree(&self) {
+        self.until(|| {
+            let all: Vec<_> = self.net.groups().iter().map(Group::status).collect();
+            all.iter().all(|status| status.applied_index == all[0].log_last_index)
+        })
+        .await;
+        self.net.agree(&[1, 2, 3]).await;
+    }
+}
+
+fn id(group: &Group<Registers>) -> u64 {
+    group.info().raft_id
+}
+
+#[tokio::test]
+async fn a_follower_without_room_takes_no_entries_and_catches_up_later() {
+    let voters = Voters::new();
+    let leader = voters.net.leader().await;
+    let full = (1..=3).find(|raft_id| *raft_id != id(&leader)).unwrap();
+    voters.set(&leader, 0).await.unwrap();
+    voters.agree().await;
+    voters.fill(full);
+    // More rows than the reserve has room for.
+    let term = leader.status().term;
+    for count in 0..600 {
+        voters.set(&leader, count).await.unwrap();
+    }
+    let behind = voters.net.group(full).status();
+    assert!(behind.log_last_index < leader.status().commit_index, "it cannot have room for all: {behind:?}");
+    assert_eq!(leader.status().term, term, "it hears the leader and calls no election");
+    voters.net.ticks(60).await;
+    assert_eq!((leader.status().term, leader.status().is_leader), (term, true));
+    voters.empty(full);
+    voters.agree().await;
+    voters.set(&leader, 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_leader_without_room_hands_over_to_one_that_has_some() {
+    let voters = Voters::new();
+    let full = id(&voters.net.leader().await);
+    voters.fill(full);
+    voters
+        .until(|| voters.net.groups().iter().any(|group| group.status().is_leader && id(group) != full))
+        .await;
+    let leader = voters.net.leader().await;
+    for count in 0..100 {
+        voters.set(&leader, count).await.unwrap();
+    }
+    assert_ne!(id(&leader), full);
+    voters.empty(full);
+    voters.agree().await;
+}
+
+#[tokio::test]
+async fn without_a_quorum_with_room_commands_are_refused_until_there_is_one() {
+    let voters = Voters::new();
+    let leader = voters.net.leader().await;
+    for raft_id in (1..=3).filter(|raft_id| *raft_id != id(&leader)) {
+        voters.fill(raft_id);
+    }
+    voters.net.ticks(5).await;
+    let refused = voters.set(&leader, 0).await;
+    assert!(matches!(refused, Err(ProposeError::Full)), "{refused:?}");
+    let freeing = voters.net.during(leader.propose_freeing(Bytes::from_static(b"del r0"))).await;
+    assert!(freeing.is_ok(), "{freeing:?}");
+    let one = (1..=3).find(|raft_id| *raft_id != id(&leader)).unwrap();
+    voters.empty(one);
+    voters.net.ticks(5).await;
+    voters.set(&leader, 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn full_voters_elect_and_start_again() {
+    let mut voters = Voters::new();
+    let leader = voters.net.leader().await;
+    voters.set(&leader, 0).await.unwrap();
+    drop(leader);
+    for raft_id in 1..=3 {
+        voters.fill(raft_id);
+    }
+    // Every change of leader and every start writes to the log.
+    for round in 0..12 {
+        let raft_id = round % 3 + 1;
+        voters.net.stop(raft_id).await;
+        voters.net.start(raft_id);
+        voters.net.leader().await;
+    }
+    for raft_id in 1..=3 {
+        voters.empty(raft_id);
+    }
+    voters.agree().await;
+    let leader = voters.net.leader().await;
+    voters.set(&leader, 1).await.unwrap();
+}

@@ -52,7 +52,7 @@ pub(crate) const LAST_PATIENCE: Duration = Duration::from_secs(10);
 /// A timer that is late by this much says that this process stood still, and nothing about the datanodes.
 pub(crate) const STANDSTILL: Duration = Duration::from_millis(250);
 /// Replicas that THREE must not go below by leaving out others.
-const THREE_MIN: usize = 2;
+pub(crate) const THREE_MIN: usize = 2;
 
 /// What an attempt to go on with a block came to.
 #[derive(Debug)]

@@ -15,6 +15,10 @@
 //! kept here until it is durable; of longer ones only the first runs of a block are. The caller takes the memory for
 //! that out of its budget: see [`body_memory`].
 //!
+//! A pipeline of two bears no failure: the one replica that is left cannot be committed, and what is no longer here could
+//! be written nowhere else. So a longer body goes to it in blocks that fit the memory it has: each is acknowledged before
+//! the next begins, and whatever fails costs one block written again.
+//!
 //! Invariants:
 //! * An entry is answered only if every datanode of the pipeline has acknowledged the block, or if OM has accepted
 //!   `degrade` with datanodes that all have acknowledged it.
@@ -39,7 +43,7 @@ use wire::om::ReleaseBlocks;
 use wire::scm::Degraded;
 use wire::status::{Failure, Status};
 
-use crate::block_write::{BlockWrite, RUNS_IN_FLIGHT_MAX, Verdict};
+use crate::block_write::{BlockWrite, RUNS_IN_FLIGHT_MAX, THREE_MIN, Verdict};
 use crate::degrade::Degrades;
 use crate::failed_nodes::FailedNodes;
 use crate::loans::{LentBlock, Loans};
@@ -52,6 +56,9 @@ const STREAM_RUN_BYTES: usize = 4 * CHUNK_BYTES;
 /// Runs of a longer body held for a rewrite elsewhere. A datanode refuses before it takes the first run, also over HTTP, so
 /// no more than this can have been fed by then.
 const RUNS_HELD: usize = RUNS_IN_FLIGHT_MAX + 2;
+/// A body has no more than so many blocks when it takes a short one for a pipeline of two: 5 GiB in blocks of 64 MiB must
+/// still fit one commit. At 1 MiB each they cover the seconds until SCM opens containers on three again.
+const SHORT_BLOCKS_MAX: usize = 40;
 /// Blocks tried for the same bytes, after refusals and failures.
 const BLOCKS_TRIED_MAX: u32 = 7;
 /// A datanode that failed a write is gone round for this long, or until it acknowledges one: twice what SCM needs to see
@@ -423,9 +430,17 @@ impl KeySink {
             (None, 0) => (STREAM_FIRST_BLOCK_BYTES, false),
             (None, _) => (STREAM_BLOCK_BYTES, false),
         };
-        let fits_buffer = self.total.is_some_and(|total| total <= STREAM_BUFFER_BYTES as u64);
-        let held_max = if fits_buffer { STREAM_BUFFER_BYTES.div_ceil(CHUNK_BYTES) } else { RUNS_HELD };
         let lent = self.writer.loans.take(self.replication).await?;
+        let fits_buffer = self.total.is_some_and(|total| total <= STREAM_BUFFER_BYTES as u64);
+        let is_frail = self.replication == Replication::Three && lent.pipeline.members.len() <= THREE_MIN;
+        let (wanted, held_max) = if fits_buffer || (is_frail && self.written.entries.len() < SHORT_BLOCKS_MAX)
+        {
+            let memory = body_memory(self.total);
+            // Runs are as short as a chunk where blocks end.
+            (wanted.min(memory as u64), memory.div_ceil(CHUNK_BYTES) + 1)
+        } else {
+            (wanted, RUNS_HELD)
+        };
         Ok(self.writer.open(lent, wanted, is_exact, held_max, &mut self.written))
     }
 }

@@ -79,6 +79,33 @@ async fn node_that_stops_between_blocks_and_in_mid_block() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn long_body_in_a_pipeline_of_two_outlives_one_of_them() {
+    for mode in [Mode::Hangs, Mode::Dead] {
+        for is_known in [true, false] {
+            for stop_after in [300, 2500, 4900].map(|kib| kib << 10) {
+                let cluster = Cluster::of(3).await;
+                *cluster.om.opens_pairs.lock() = true;
+                cluster.om.state.lock().out.insert(cluster.nodes[0].id);
+                let data = pattern(2 * LONG);
+                let mut sink = cluster.writer.begin(Three, is_known.then_some(data.len() as u64));
+                let mut rest = data.clone();
+                sink.push(rest.split_to(stop_after)).await.unwrap();
+                // The one that was away is back, and one of the pair goes.
+                cluster.om.state.lock().out = [cluster.nodes[2].id].into();
+                cluster.nodes[2].set(mode);
+                let pushed = sink.push(rest).await;
+                pushed.unwrap_or_else(|failure| panic!("{mode:?} {is_known} {stop_after}: {failure}"));
+                let written = sink.finish().await.unwrap();
+                cluster.check(written.entries());
+                let bytes: u64 = written.entries().iter().map(|entry| entry.length).sum();
+                assert_eq!(bytes, data.len() as u64);
+                assert_eq!(cluster.degrades(), 0, "a pair has nobody to leave out");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn body_that_is_here_goes_round_the_failed_node() {
     for (length, is_known) in [(SMALL, true), (BUFFERED, true), (BUFFERED, false)] {
         for mode in [Mode::Hangs, Mode::Dead, Mode::DiesAfter(1)] {

@@ -4,6 +4,10 @@
 //! once, and settles and answers. While a sync runs the next batch gathers, so the batch size follows the load and no
 //! timer is needed.
 //!
+//! Long blocks are written faster than disks are, into the kernel's memory: a sync at their end would take as long as all
+//! that gathered there, seconds on a busy disk, and everybody would wait for it. So their runs need *room*, of which a disk
+//! has `UNSYNCED_BYTES_MAX`, and a sync that nobody else waits for gives it back: writers hear early how fast the disk is.
+//!
 //! If a sync fails, nobody knows which bytes are on the disk, and a second sync would lie: the kernel has dropped the
 //! error with the dirty pages. So the disk leaves service *first*, then this batch and all that wait are refused, and no
 //! further sync is tried.
@@ -15,11 +19,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::container::{Container, Reservation};
 use crate::disk::Disk;
 use crate::error::BlockError;
+use crate::extent::PAGE_BYTES;
 use crate::index::Extent;
 use crate::metrics;
 
@@ -33,8 +38,24 @@ pub(crate) struct Waiting {
 /// Writers in the queue; more wait for a place. One batch takes them all.
 const WAITING_MAX: usize = 4096;
 
+/// Bytes of long blocks in the kernel's hands and not synced, on a disk: about what a slow one writes in half a second.
+const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
+/// So many of them ask for a sync; the other half is room to go on meanwhile.
+const UNSYNCED_BYTES_DUE: u64 = UNSYNCED_BYTES_MAX / 2;
+
+/// Leave to write some bytes that the next sync shall cover.
+pub(crate) type Room = OwnedSemaphorePermit;
+
+/// Bytes written and not synced, by container.
+type Unsynced = Vec<(Arc<Container>, Room)>;
+
 /// The writers that wait for the next sync.
 pub(crate) struct CommitQueue {
+    /// In pages.
+    room: Arc<Semaphore>,
+    unsynced: Mutex<Unsynced>,
+    /// The next step syncs whatever is unsynced.
+    is_sync_due: AtomicBool,
     sender: mpsc::Sender<Option<Waiting>>,
     inbox: Mutex<Option<mpsc::Receiver<Option<Waiting>>>>,
     is_closed: AtomicBool,
@@ -43,7 +64,14 @@ pub(crate) struct CommitQueue {
 impl Default for CommitQueue {
     fn default() -> Self {
         let (sender, inbox) = mpsc::channel(WAITING_MAX);
-        Self { sender, inbox: Mutex::new(Some(inbox)), is_closed: AtomicBool::new(false) }
+        Self {
+            room: Arc::new(Semaphore::new(pages(UNSYNCED_BYTES_MAX) as usize)),
+            unsynced: Mutex::default(),
+            is_sync_due: AtomicBool::new(false),
+            sender,
+            inbox: Mutex::new(Some(inbox)),
+            is_closed: AtomicBool::new(false),
+        }
     }
 }
 
@@ -60,6 +88,39 @@ impl CommitQueue {
         }
     }
 
+    /// Waits until the disk has room for a run of a long block.
+    pub(crate) async fn room_for(&self, bytes: u64) -> Result<Room, BlockError> {
+        let room = Arc::clone(&self.room).acquire_many_owned(pages(bytes.min(UNSYNCED_BYTES_DUE)));
+        room.await.map_err(|_| BlockError::Stopping)
+    }
+
+    /// The bytes that `room` was for are written: it is free again after the next sync of the container.
+    pub(crate) fn written(&self, container: &Arc<Container>, room: Room) {
+        let is_due = {
+            let mut unsynced = self.unsynced.lock();
+            unsynced.push((Arc::clone(container), room));
+            let count: usize = unsynced.iter().map(|(_, room)| room.num_permits()).sum();
+            // Whoever finds no room waits for writes that come by here: nobody waits for a sync that nobody asks for.
+            count >= pages(UNSYNCED_BYTES_DUE) as usize
+        };
+        if is_due && !self.is_sync_due.swap(true, Ordering::AcqRel) {
+            // None only wakes; a full queue wakes the loop too.
+            let _ = self.sender.try_send(None);
+        }
+    }
+
+    /// What a sync of the batch's containers covers, or of all if that is due. To be asked before the sync begins.
+    fn take_unsynced(&self, batch: &[Waiting]) -> Unsynced {
+        let mut unsynced = self.unsynced.lock();
+        if self.is_sync_due.swap(false, Ordering::AcqRel) {
+            return std::mem::take(&mut *unsynced);
+        }
+        let is_covered = |container: &Arc<Container>| {
+            batch.iter().any(|waiting| Arc::ptr_eq(&waiting.reservation.container, container))
+        };
+        unsynced.extract_if(.., |(container, _)| is_covered(container)).collect()
+    }
+
     /// For the loop; once.
     pub(crate) fn take_inbox(&self) -> Option<mpsc::Receiver<Option<Waiting>>> {
         self.inbox.lock().take()
@@ -68,8 +129,9 @@ impl CommitQueue {
     /// One step of the loop: makes all that wait durable.
     pub(crate) fn step(&self, disk: &Disk, inputs: &mut Vec<Option<Waiting>>) -> ControlFlow<()> {
         let batch: Vec<Waiting> = inputs.drain(..).flatten().collect();
-        if !batch.is_empty() {
-            commit_batch(disk, batch);
+        let unsynced = self.take_unsynced(&batch);
+        if !batch.is_empty() || !unsynced.is_empty() {
+            commit_batch(disk, batch, unsynced);
         }
         if self.is_closed.load(Ordering::Acquire) {
             ControlFlow::Break(())
@@ -81,16 +143,22 @@ impl CommitQueue {
     /// Takes no more.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
+        self.room.close();
         // None only wakes; a full queue wakes the loop too.
         let _ = self.sender.try_send(None);
     }
 }
 
-/// Makes a batch durable and answers it.
-pub(crate) fn commit_batch(disk: &Disk, batch: Vec<Waiting>) {
+fn pages(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(u32::MAX)
+}
+
+/// Makes a batch durable and answers it, and gives back the room of what else is synced.
+fn commit_batch(disk: &Disk, batch: Vec<Waiting>, unsynced: Unsynced) {
     metrics::commit_batch(batch.len());
     wire::failpoint::hit("datanode_block_written");
-    let outcome = sync_files(disk, &batch);
+    let outcome = sync_files(disk, &batch, &unsynced);
+    drop(unsynced);
     if outcome.is_ok() {
         wire::failpoint::hit("datanode_block_synced");
     }
@@ -109,13 +177,13 @@ pub(crate) fn commit_batch(disk: &Disk, batch: Vec<Waiting>) {
     disk.settled();
 }
 
-fn sync_files(disk: &Disk, batch: &[Waiting]) -> Result<(), ()> {
+fn sync_files(disk: &Disk, batch: &[Waiting], unsynced: &Unsynced) -> Result<(), ()> {
     if disk.is_failed() {
         return Err(());
     }
     let mut files: Vec<&Arc<Container>> = Vec::with_capacity(4);
-    for waiting in batch {
-        let container = &waiting.reservation.container;
+    let waiting = batch.iter().map(|waiting| &waiting.reservation.container);
+    for container in waiting.chain(unsynced.iter().map(|(container, _)| container)) {
         if !files.iter().any(|other| Arc::ptr_eq(other, container)) {
             files.push(container);
         }
@@ -134,6 +202,7 @@ fn sync_files(disk: &Disk, batch: &[Waiting]) -> Result<(), ()> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use wire::block::Replication;
     use wire::chunk::BlockDigest;
     use wire::ids::{ClusterId, ContainerId, Generation, LocalId};
@@ -205,12 +274,47 @@ mod tests {
         assert!(matches!(container.pin(LocalId(3)), Err(BlockError::NoBlock(_))));
         assert!(answers[3].try_recv().is_err());
         let before = simulated.sync_count();
-        commit_batch(&disk, take(&disk).unwrap());
+        commit_batch(&disk, take(&disk).unwrap(), Vec::new());
         assert_eq!(simulated.sync_count(), before + 1);
         for answer in &mut answers {
             assert!(matches!(answer.try_recv(), Ok(Ok(()))));
         }
         assert!(container.pin(LocalId(3)).is_ok());
+    }
+
+    #[test]
+    fn runs_of_long_blocks_get_their_room_back_by_a_sync() {
+        let simulated = SimulatedDisk::new(1 << 30);
+        let (disk, container) = disk_and_container(&simulated);
+        let queue = &disk.commits;
+        let take_room = |bytes| queue.room_for(bytes).now_or_never().map(Result::unwrap);
+        let step = || {
+            let before = simulated.sync_count();
+            let mut inputs = vec![None];
+            assert!(queue.step(&disk, &mut inputs).is_continue());
+            simulated.sync_count() - before
+        };
+        let runs = UNSYNCED_BYTES_MAX >> 20;
+        for _ in 1..runs / 2 {
+            queue.written(&container, take_room(1 << 20).unwrap());
+        }
+        assert_eq!(step(), 0, "half of it is room to go on");
+        queue.written(&container, take_room(1 << 20).unwrap());
+        let under_way: Vec<Room> = (runs / 2..runs).map(|_| take_room(1 << 20).unwrap()).collect();
+        assert!(take_room(1).is_none());
+        assert_eq!(step(), 1);
+        assert!(take_room(1 << 20).is_some());
+        // What was written meanwhile waits for the next sync, which a short block may bring.
+        for room in under_way.into_iter().take(3) {
+            queue.written(&container, room);
+        }
+        let mut answer = push(&disk, &container, 1);
+        let mut inputs: Vec<_> = take(&disk).unwrap().into_iter().map(Some).collect();
+        let _ = queue.step(&disk, &mut inputs);
+        assert!(matches!(answer.try_recv(), Ok(Ok(()))));
+        assert_eq!(queue.room.available_permits() as u32, pages(UNSYNCED_BYTES_MAX));
+        queue.close();
+        assert!(matches!(queue.room_for(1).now_or_never(), Some(Err(BlockError::Stopping))));
     }
 
     #[test]
@@ -222,9 +326,9 @@ mod tests {
         let mut waiting: Vec<Answer> = (3..6).map(|local| push(&disk, &container, local)).collect();
         simulated.set_faults(Faults { next_sync_fails: true, ..Faults::default() });
         let before = simulated.sync_count();
-        commit_batch(&disk, batch);
+        commit_batch(&disk, batch, Vec::new());
         assert!(disk.is_failed());
-        commit_batch(&disk, take(&disk).unwrap());
+        commit_batch(&disk, take(&disk).unwrap(), Vec::new());
         assert_eq!(simulated.sync_count(), before, "a second sync would succeed and lie");
         for answer in first.iter_mut().chain(&mut waiting) {
             assert!(matches!(answer.try_recv(), Ok(Err(BlockError::DiskFailed(_)))));

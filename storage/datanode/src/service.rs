@@ -39,6 +39,10 @@ impl DatanodeService for Datanode {
         Ok(read::read(container, request).await?)
     }
 
+    async fn ping(&self) -> Result<(), Failure> {
+        if self.node.is_stopping() { Err(BlockError::Stopping.into()) } else { Ok(()) }
+    }
+
     async fn fetch_replica(&self, request: FetchReplica) -> Result<ReplicaStream, Failure> {
         self.node.wait_keys().await;
         self.node.check_copy_token(&request)?;

@@ -84,10 +84,12 @@ pub(crate) async fn write_stream(
     let mut next = body.next().await;
     while let Some(run) = next {
         let run = run.map_err(BlockError::Stream)?;
+        let room = container.disk.commits.room_for(run.data.len() as u64).await?;
         let step = task::spawn_blocking(move || writer.write(run).map(|()| writer));
         // The next run arrives while this one is written.
         next = body.next().await;
         writer = step.await.map_err(|_| BlockError::Stopping)??;
+        container.disk.commits.written(&container, room);
     }
     let finish = task::spawn_blocking(move || writer.finish());
     let (reservation, length, digest) = finish.await.map_err(|_| BlockError::Stopping)??;

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! All replicas are fed in step: the slowest one holds the writer back, and no replica gets ahead by more than its window. A
-//! replica that has work and makes no progress for `REPLICA_PATIENCE` has failed, *if* enough others go on without it;
-//! else it is waited for much longer, since giving up would help nobody. Progress is a run taken or, after the last, the
-//! acknowledgement.
+//! replica that has work and makes no progress for `REPLICA_PATIENCE` is asked whether it lives. If it does its disk is slow:
+//! leaving it out at once would cost redundancy, so it gets `LIVING_PATIENCE`. After that, or without an answer, it has
+//! failed, *if* enough others go on without it; else it is waited for much longer, since giving up would help nobody.
+//! Progress is a run taken or, after the last, the acknowledgement.
 //!
 //! Invariants:
 //! * `Acknowledged` means: durable there, with the length and digest that were computed here.
@@ -26,11 +27,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use futures_util::{FutureExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use wire::block::Replication;
 use wire::chunk::{BlockDigest, ChunkRun};
 use wire::datanode::{BlockReceipt, WriteBlock};
@@ -40,12 +42,17 @@ use wire::status::{Failure, Status};
 use crate::failed_nodes::FailedNodes;
 use crate::loans::LentBlock;
 use crate::metrics;
-use crate::service::{ChunkStream, Datanodes};
+use crate::service::{ChunkStream, DatanodeService, Datanodes};
 
 /// Runs on their way to one datanode at most.
 pub(crate) const RUNS_IN_FLIGHT_MAX: usize = 2;
-/// Design: a replica without progress for this long has failed for this gateway.
+/// Design: a replica without progress for this long, and without an answer, has failed for this gateway.
 pub(crate) const REPLICA_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the answer may take that it lives.
+const PING_PATIENCE: Duration = Duration::from_millis(300);
+/// One that lives and can be done without is waited for this long: a disk that is busy for a moment should not cost
+/// redundancy, nor one that is ill every client three seconds.
+const LIVING_PATIENCE: Duration = Duration::from_secs(2);
 /// A replica that cannot be done without is waited for this long: a disk that stalls for seconds is not worth an error, a
 /// client's own timeout (a minute, mostly) is.
 pub(crate) const LAST_PATIENCE: Duration = Duration::from_secs(10);
@@ -82,6 +89,7 @@ pub(crate) struct BlockWrite {
 
 struct Replica {
     datanode: DatanodeId,
+    service: Option<Arc<dyn DatanodeService>>,
     feed: Option<mpsc::Sender<ChunkRun>>,
     fed: u64,
     pace: Arc<Pace>,
@@ -108,6 +116,11 @@ impl Replica {
     /// Whether it owes us something.
     fn is_busy(&self) -> bool {
         self.is_writing() && (self.feed.is_none() || self.pace.is_busy())
+    }
+
+    /// Whether it owes us something, and gave no sign of life for so long that it must be asked for one.
+    fn is_silent(&self, now: Instant) -> bool {
+        self.is_busy() && self.pace.last_sign() + REPLICA_PATIENCE <= now
     }
 
     fn end(&mut self, state: State) {
@@ -156,21 +169,20 @@ impl BlockWrite {
         datanodes: &Datanodes,
         failed: Arc<FailedNodes>,
         lent: &LentBlock,
-        start: impl Fn(
-            Arc<dyn crate::service::DatanodeService>,
-            Arc<Pace>,
-        ) -> (Option<mpsc::Sender<ChunkRun>>, Write),
+        start: impl Fn(Arc<dyn DatanodeService>, Arc<Pace>) -> (Option<mpsc::Sender<ChunkRun>>, Write),
     ) -> Self {
         let replica = |member: &wire::block::DatanodeAddress| {
             let pace = Arc::new(Pace::new());
-            let (feed, write, state) = match datanodes.get(member) {
+            let service = datanodes.get(member);
+            let at = service.as_ref().ok().cloned();
+            let (feed, write, state) = match service {
                 Ok(datanode) => {
                     let (feed, write) = start(datanode, pace.clone());
                     (feed, Some(write), State::Writing)
                 }
                 Err(failure) => (None, None, State::Failed(failure)),
             };
-            Replica { datanode: member.id, feed, fed: 0, pace, write, state }
+            Replica { datanode: member.id, service: at, feed, fed: 0, pace, write, state }
         };
         let needed = match lent.pipeline.replication {
             Replication::One => 1,
@@ -305,7 +317,8 @@ impl BlockWrite {
     fn next_look(&self) -> Instant {
         let now = Instant::now();
         let patience = |replica: &Replica| {
-            let soon = replica.pace.last() + REPLICA_PATIENCE;
+            let pace = &replica.pace;
+            let soon = (pace.last_sign() + REPLICA_PATIENCE).min(pace.last() + LIVING_PATIENCE);
             // One that was told to be stuck is looked at again and again: others may have gone on meanwhile.
             if soon > now { soon } else { now + REPLICA_PATIENCE / 4 }
         };
@@ -321,17 +334,18 @@ impl BlockWrite {
             }
             return None;
         }
+        self.ask_who_lives().await;
         // What the others answered in the same instant counts.
         tokio::task::yield_now().await;
         poll_fn(|context| Poll::Ready(self.poll_writes(context))).await;
         let now = Instant::now();
-        let stands_still = |replica: &Replica, patience: Duration| {
-            replica.is_busy() && replica.pace.last() + patience <= now
-        };
+        let is_over =
+            |replica: &Replica, patience| replica.is_busy() && replica.pace.last() + patience <= now;
+        let stands_still = |replica: &Replica| replica.is_silent(now) || is_over(replica, LIVING_PATIENCE);
         let still: BTreeSet<DatanodeId> = self
             .replicas
             .iter()
-            .filter(|replica| stands_still(replica, REPLICA_PATIENCE))
+            .filter(|replica| stands_still(replica))
             .map(|replica| replica.datanode)
             .collect();
         let refused = self.replicas.iter().any(|replica| matches!(replica.state, State::Refused(_)));
@@ -343,9 +357,7 @@ impl BlockWrite {
         });
         let can_do_without = others.count() >= self.needed;
         for replica in &mut self.replicas {
-            let is_over =
-                stands_still(replica, if can_do_without { REPLICA_PATIENCE } else { LAST_PATIENCE });
-            if is_over {
+            if is_over(replica, LAST_PATIENCE) || (can_do_without && still.contains(&replica.datanode)) {
                 let failure =
                     Failure::new(Status::Retry, format!("datanode {} makes no progress", replica.datanode));
                 fail(replica, &self.failed, failure);
@@ -359,6 +371,23 @@ impl BlockWrite {
             self.failed.note(*datanode);
         }
         Some(Verdict::Stuck(still))
+    }
+
+    /// Asks those whose patience has ended whether they live.
+    fn ask_who_lives(&self) -> impl Future<Output = ()> + Send + use<> {
+        let now = Instant::now();
+        let asked: Vec<_> = self
+            .replicas
+            .iter()
+            .filter(|replica| replica.is_silent(now))
+            .filter_map(|replica| Some((replica.service.clone()?, replica.pace.clone())))
+            .collect();
+        let ask = |(service, pace): (Arc<dyn DatanodeService>, Arc<Pace>)| async move {
+            if let Ok(Ok(())) = timeout(PING_PATIENCE, service.ping()).await {
+                pace.answered();
+            }
+        };
+        join_all(asked.into_iter().map(ask)).map(drop)
     }
 
     /// Takes in the writes that have ended. Whether there were any.
@@ -415,6 +444,8 @@ struct Pace(Mutex<PaceState>);
 #[derive(Debug)]
 struct PaceState {
     last: Instant,
+    /// When it last said that it lives.
+    answered: Option<Instant>,
     /// Runs given and not taken.
     waiting: u32,
     is_closed: bool,
@@ -422,11 +453,21 @@ struct PaceState {
 
 impl Pace {
     fn new() -> Self {
-        Self(Mutex::new(PaceState { last: Instant::now(), waiting: 0, is_closed: false }))
+        Self(Mutex::new(PaceState { last: Instant::now(), answered: None, waiting: 0, is_closed: false }))
     }
 
     fn last(&self) -> Instant {
         self.0.lock().last
+    }
+
+    /// Progress, or an answer.
+    fn last_sign(&self) -> Instant {
+        let state = self.0.lock();
+        state.answered.map_or(state.last, |answered| answered.max(state.last))
+    }
+
+    fn answered(&self) {
+        self.0.lock().answered = Some(Instant::now());
     }
 
     fn is_busy(&self) -> bool {

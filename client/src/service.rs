@@ -78,6 +78,11 @@ pub trait DatanodeService: Send + Sync + 'static {
     /// against the list before it is handed out; over HTTP the stub checks the chunks again.
     async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure>;
 
+    /// Answers at once, whatever its disks are doing: a datanode that is slow is told from one that is gone.
+    async fn ping(&self) -> Result<(), Failure> {
+        Err(Failure::new(Status::Internal, "this datanode cannot be asked"))
+    }
+
     /// Sends a whole sealed replica, for a copy on another datanode: a head, blocks, an end. Chunks are checked before
     /// they are sent; a damaged one ends the stream with `Corrupt`.
     async fn fetch_replica(&self, request: FetchReplica) -> Result<ReplicaStream, Failure> {

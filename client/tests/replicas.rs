@@ -61,6 +61,19 @@ async fn one_of_three_gone(opens_pairs: bool) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slow_disk_costs_no_redundancy() {
+    for (length, is_known) in bodies() {
+        let cluster = Cluster::of(3).await;
+        cluster.nodes[1].set(Mode::AcksAfter(Duration::from_millis(1700)));
+        let data = pattern(length);
+        let entries = cluster.put(Three, &data, is_known).await.0.unwrap();
+        cluster.check(&entries);
+        assert_eq!(cluster.degrades(), 0, "{length}: it lives, and answers in time");
+        assert!(entries.iter().all(|entry| cluster.nodes[1].has(entry)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn node_that_stops_between_blocks_and_in_mid_block() {
     for stop_after in [100, 300, 2500, 3500, 4900].map(|kib| kib << 10) {
         let cluster = Cluster::of(3).await;

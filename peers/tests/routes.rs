@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::http::{
-    DatanodeStub, OM_PATH, OmStub, PEER_MESSAGES_PATH, PEER_SNAPSHOT_PATH, READ_PATH, REPLICA_PATH, ROUTES,
-    SCM_PATH, ScmStub, Transport, TransportConfig, Verifier, WRITE_PATH, datanode_router, om_router,
-    scm_router,
+    DatanodeStub, OM_PATH, OmStub, PEER_MESSAGES_PATH, PEER_SNAPSHOT_PATH, PING_PATH, READ_PATH,
+    REPLICA_PATH, ROUTES, SCM_PATH, ScmStub, Transport, TransportConfig, Verifier, WRITE_PATH,
+    datanode_router, om_router, scm_router,
 };
 use client::service::{
     CallError, ChunkStream, DatanodeService, OmService, ReplicaStream, ScmService, call_om, call_scm,
@@ -77,6 +77,10 @@ impl DatanodeService for Counting {
         self.note()
     }
 
+    async fn ping(&self) -> Result<(), Failure> {
+        self.note()
+    }
+
     async fn fetch_replica(&self, _: FetchReplica) -> Result<ReplicaStream, Failure> {
         self.note()
     }
@@ -133,6 +137,7 @@ async fn call(path: &str, transport: Arc<Transport>, peer: HostPort) {
             let request = ReadBlock { block: BLOCK, token, offset: 0, length: 5, block_length: 5, digest };
             drop(datanode.read_block(request).await);
         }
+        PING_PATH => drop(datanode.ping().await),
         REPLICA_PATH => {
             let token = token(BlockOperation::CopyReplica);
             let request = FetchReplica { container: ContainerId(1), generation: Generation(1), token };

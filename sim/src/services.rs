@@ -179,6 +179,15 @@ impl DatanodeService for Link {
         Ok(Box::pin(checked))
     }
 
+    async fn ping(&self) -> Result<(), Failure> {
+        let (registry, to) = (self.registry.clone(), self.to);
+        let serve = move || {
+            let registry = registry.clone();
+            async move { registry.get(to, |services| services.datanode.clone())?.ping().await }
+        };
+        self.network.call(self.from, self.to, serve).await
+    }
+
     async fn fetch_replica(&self, request: FetchReplica) -> Result<ReplicaStream, Failure> {
         let link = self.clone();
         let serve = move || {

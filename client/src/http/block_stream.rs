@@ -4,6 +4,7 @@
 //!   write  PUT /block/v1        head(WriteBlock) run end             -->      <-- Answer<BlockReceipt>    up to 1 MiB
 //!                               head(WriteBlock), after go: run .. end -->    <-- go, receipt             longer
 //!   read   POST /block/v1/read  head(ReadBlock)                      -->      <-- run run .. end | error
+//!   ping   POST /block/v1/ping  head()                               -->      <-- Answer<()>
 //! ```
 //!
 //! A short block goes in one round trip. A longer one waits for the datanode's go (see `upload`): a container that is full
@@ -45,8 +46,8 @@ use super::rpc::{Answer, decode_answer, encode_answer, only_failure};
 use super::transport::{Reply, Transport, whole};
 use super::upload::{Target, next_run};
 use super::{
-    BODY_IDLE_DEADLINE, DRAIN_DEADLINE, READ_IDLE_DEADLINE, READ_PATH, REPLICA_PATH, WRITE_DEADLINE,
-    WRITE_PATH,
+    BODY_IDLE_DEADLINE, DRAIN_DEADLINE, PING_PATH, READ_IDLE_DEADLINE, READ_PATH, REPLICA_PATH,
+    WRITE_DEADLINE, WRITE_PATH,
 };
 use crate::service::{CallError, ChunkStream, DatanodeService, ReplicaStream};
 
@@ -146,6 +147,12 @@ impl DatanodeService for DatanodeStub {
         }
     }
 
+    async fn ping(&self) -> Result<(), Failure> {
+        let reply = self.ask(PING_PATH, encode_message(&())?).await?;
+        let bytes = timeout(READ_IDLE_DEADLINE, reply.collect(MESSAGE_BYTES_MAX)).await;
+        only_failure(decode_answer(&self.peer, &bytes.map_err(|_| self.late())??))
+    }
+
     async fn fetch_replica(&self, request: FetchReplica) -> Result<ReplicaStream, Failure> {
         let frames = self.ask(REPLICA_PATH, encode_message(&request)?).await?.frames();
         replica_of(request.container, frames).await
@@ -195,6 +202,7 @@ pub fn datanode_router(datanode: Arc<dyn DatanodeService>, verifier: Arc<Verifie
     Router::new()
         .route(WRITE_PATH, put(serve_write))
         .route(READ_PATH, post(serve_read))
+        .route(PING_PATH, post(serve_ping))
         .route(REPLICA_PATH, post(serve_fetch))
         .with_state(Served { datanode, verifier })
 }
@@ -253,6 +261,15 @@ async fn serve_read(State(served): State<Served>, request: Request<Body>) -> Res
         })
     });
     exchange.stream(pieces.flat_map(stream::iter))
+}
+
+async fn serve_ping(State(served): State<Served>, request: Request<Body>) -> Response {
+    let (exchange, ()) = match receive_question(&served.verifier, request).await {
+        Ok(opened) => opened,
+        Err(refusal) => return refusal,
+    };
+    let outcome = served.datanode.ping().await;
+    exchange.answer_bytes(encode_answer(&Answer::from(outcome.map_err(CallError::Failed))))
 }
 
 async fn serve_fetch(State(served): State<Served>, request: Request<Body>) -> Response {

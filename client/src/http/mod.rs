@@ -50,6 +50,8 @@ pub const WRITE_PATH: &str = "/block/v1";
 /// Where a datanode gives blocks.
 pub const READ_PATH: &str = "/block/v1/read";
 
+/// Where a datanode says that it lives.
+pub const PING_PATH: &str = "/block/v1/ping";
 /// Where a datanode gives whole replicas.
 pub const REPLICA_PATH: &str = "/block/v1/replica";
 /// Where a member of a group takes batches of messages.
@@ -63,6 +65,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("POST", SCM_PATH),
     ("PUT", WRITE_PATH),
     ("POST", READ_PATH),
+    ("POST", PING_PATH),
     ("POST", REPLICA_PATH),
     ("POST", PEER_MESSAGES_PATH),
     ("POST", PEER_SNAPSHOT_PATH),

@@ -140,6 +140,14 @@ impl DatanodeService for Node {
         self.write_block(request, Box::pin(stream::iter([Ok(body)]))).await
     }
 
+    async fn ping(&self) -> Result<(), Failure> {
+        match self.mode() {
+            Mode::Hangs | Mode::HangsAfter(_) => std::future::pending().await,
+            Mode::Dead | Mode::DiesAfter(_) => Err(dead()),
+            _ => Ok(()),
+        }
+    }
+
     async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure> {
         *self.reads.lock() += 1;
         match self.mode() {

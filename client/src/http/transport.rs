@@ -37,8 +37,8 @@ use super::{IDLE_TIMEOUT, RPC_DEADLINE};
 
 /// Calls of one process to one peer under way at most; more wait. Each holds a connection.
 const CALLS_PER_PEER_MAX: usize = 512;
-/// Idle connections kept per peer.
-const IDLE_PER_PEER_MAX: usize = 64;
+/// Idle connections kept per peer: as many as may be busy, or a steady load would open and close them all the time.
+const IDLE_PER_PEER_MAX: usize = CALLS_PER_PEER_MAX;
 /// Peers whose calls are counted apart.
 const PEERS_MAX: usize = 4096;
 /// A clock that is off is logged once in so many milliseconds.

@@ -287,8 +287,7 @@ impl Checker<'_> {
                 continue;
             }
             // What is unanswered has no place: a write seen in the listing alone, or a deletion.
-            let unanswered = |op: OpId| self.history.ops[op as usize].answer == Answer::Unknown;
-            let by_lost_write = found.is_some_and(unanswered);
+            let by_lost_write = found.is_some_and(|content| self.may_have_written(*key, content));
             let by_lost_delete = found.is_none()
                 && self
                     .lost_deletes
@@ -429,5 +428,31 @@ mod tests {
         assert_eq!(check(&script.0), Vec::<String>::new());
         script.now(Ask::List, page(vec![], 6, 5));
         assert_eq!(check(&script.0).len(), 1);
+    }
+
+    #[test]
+    fn listing_may_show_what_nobody_was_told_of() {
+        let mut script = Script::new();
+        script.put(5);
+        let ask = Ask::Put { key: 1, condition: Condition::None, bytes: 1, by_upload: false };
+        let other = script.0.ops.len() as OpId;
+        script.now(ask.clone(), Answer::Written { index: 6, content: other });
+        let page = |content| Answer::Listed {
+            pages: vec![Page {
+                after: None,
+                until: Some(0),
+                keys: vec![(0, content)],
+                as_of: 8,
+                begun: 9,
+                ended: 10,
+            }],
+        };
+        script.now(Ask::List, page(other));
+        assert_eq!(check(&script.0).len(), 1, "nobody may have written it there");
+        script.0.begin(Ask::Copy { from: 1, to: 0 });
+        assert_eq!(check(&script.0), Vec::<String>::new(), "a copy that was not answered");
+        let elsewhere = script.0.begin(ask);
+        script.now(Ask::List, page(elsewhere));
+        assert_eq!(check(&script.0), Vec::<String>::new());
     }
 }

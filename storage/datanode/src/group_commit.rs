@@ -15,13 +15,15 @@
 //! Invariant: nothing is answered or indexed before the sync that covers it has succeeded.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use platform::disk::BlockFile;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use wire::ids::ContainerId;
 
-use crate::container::{Container, Reservation};
+use crate::container::Reservation;
 use crate::disk::Disk;
 use crate::error::BlockError;
 use crate::extent::PAGE_BYTES;
@@ -46,14 +48,19 @@ const UNSYNCED_BYTES_DUE: u64 = UNSYNCED_BYTES_MAX / 2;
 /// Leave to write some bytes that the next sync shall cover.
 pub(crate) type Room = OwnedSemaphorePermit;
 
-/// Bytes written and not synced, by container.
-type Unsynced = Vec<(Arc<Container>, Room)>;
+/// Bytes written and not synced. Of a file that nobody has open any more nothing need be waited for: a container that
+/// was dropped must not be opened again, nor live on in here.
+struct Written {
+    container: ContainerId,
+    file: Weak<dyn BlockFile>,
+    room: Room,
+}
 
 /// The writers that wait for the next sync.
 pub(crate) struct CommitQueue {
     /// In pages.
     room: Arc<Semaphore>,
-    unsynced: Mutex<Unsynced>,
+    unsynced: Mutex<Vec<Written>>,
     /// The next step syncs whatever is unsynced.
     is_sync_due: AtomicBool,
     sender: mpsc::Sender<Option<Waiting>>,
@@ -95,11 +102,11 @@ impl CommitQueue {
     }
 
     /// The bytes that `room` was for are written: it is free again after the next sync of the container.
-    pub(crate) fn written(&self, container: &Arc<Container>, room: Room) {
+    pub(crate) fn written(&self, container: ContainerId, file: &Arc<dyn BlockFile>, room: Room) {
         let is_due = {
             let mut unsynced = self.unsynced.lock();
-            unsynced.push((Arc::clone(container), room));
-            let count: usize = unsynced.iter().map(|(_, room)| room.num_permits()).sum();
+            unsynced.push(Written { container, file: Arc::downgrade(file), room });
+            let count: usize = unsynced.iter().map(|written| written.room.num_permits()).sum();
             // Whoever finds no room waits for writes that come by here: nobody waits for a sync that nobody asks for.
             count >= pages(UNSYNCED_BYTES_DUE) as usize
         };
@@ -110,15 +117,15 @@ impl CommitQueue {
     }
 
     /// What a sync of the batch's containers covers, or of all if that is due. To be asked before the sync begins.
-    fn take_unsynced(&self, batch: &[Waiting]) -> Unsynced {
+    fn take_unsynced(&self, batch: &[Waiting]) -> Vec<Written> {
         let mut unsynced = self.unsynced.lock();
         if self.is_sync_due.swap(false, Ordering::AcqRel) {
             return std::mem::take(&mut *unsynced);
         }
-        let is_covered = |container: &Arc<Container>| {
-            batch.iter().any(|waiting| Arc::ptr_eq(&waiting.reservation.container, container))
+        let is_covered = |written: &mut Written| {
+            batch.iter().any(|waiting| waiting.reservation.container.id() == written.container)
         };
-        unsynced.extract_if(.., |(container, _)| is_covered(container)).collect()
+        unsynced.extract_if(.., is_covered).collect()
     }
 
     /// For the loop; once.
@@ -154,7 +161,7 @@ fn pages(bytes: u64) -> u32 {
 }
 
 /// Makes a batch durable and answers it, and gives back the room of what else is synced.
-fn commit_batch(disk: &Disk, batch: Vec<Waiting>, unsynced: Unsynced) {
+fn commit_batch(disk: &Disk, batch: Vec<Waiting>, unsynced: Vec<Written>) {
     metrics::commit_batch(batch.len());
     wire::failpoint::hit("datanode_block_written");
     let outcome = sync_files(disk, &batch, &unsynced);
@@ -177,24 +184,31 @@ fn commit_batch(disk: &Disk, batch: Vec<Waiting>, unsynced: Unsynced) {
     disk.settled();
 }
 
-fn sync_files(disk: &Disk, batch: &[Waiting], unsynced: &Unsynced) -> Result<(), ()> {
+fn sync_files(disk: &Disk, batch: &[Waiting], unsynced: &[Written]) -> Result<(), ()> {
     if disk.is_failed() {
         return Err(());
     }
-    let mut files: Vec<&Arc<Container>> = Vec::with_capacity(4);
-    let waiting = batch.iter().map(|waiting| &waiting.reservation.container);
-    for container in waiting.chain(unsynced.iter().map(|(container, _)| container)) {
-        if !files.iter().any(|other| Arc::ptr_eq(other, container)) {
-            files.push(container);
+    let mut files: Vec<(ContainerId, Arc<dyn BlockFile>)> = Vec::with_capacity(4);
+    let mut add = |container: ContainerId, file: Arc<dyn BlockFile>| {
+        if !files.iter().any(|(_, other)| Arc::ptr_eq(other, &file)) {
+            files.push((container, file));
+        }
+    };
+    for waiting in batch {
+        let container = &waiting.reservation.container;
+        add(container.id(), container.file().map_err(|_| ())?);
+    }
+    for written in unsynced {
+        if let Some(file) = written.file.upgrade() {
+            add(written.container, file);
         }
     }
-    for container in files {
-        let file = container.file().map_err(|_| ())?;
+    for (container, file) in files {
         let begun_ns = wire::clock::steady_ns();
         if wire::planted::is_on("ack_before_fdatasync") {
             continue;
         }
-        disk.sync("sync a container", container.id(), || file.sync_data()).map_err(|_| ())?;
+        disk.sync("sync a container", container, || file.sync_data()).map_err(|_| ())?;
         metrics::sync_done(wire::clock::steady_ns() - begun_ns);
     }
     Ok(())
@@ -205,15 +219,16 @@ mod tests {
     use futures_util::FutureExt;
     use wire::block::Replication;
     use wire::chunk::BlockDigest;
-    use wire::ids::{ClusterId, ContainerId, Generation, LocalId};
+    use wire::ids::{ClusterId, Generation, LocalId};
 
     use super::*;
     use crate::config::DatanodeConfig;
-    use crate::container::Begin;
+    use crate::container::{Begin, Container};
     use crate::disk::Changes;
     use crate::extent::{ContainerHeader, Salt};
     use crate::layout::LAYOUT_CURRENT;
     use crate::open::{LeftOut, create_container, open_disks};
+    use platform::disk::{DiskIo, OpenMode};
     use platform::simulated::{Faults, SimulatedDisk};
 
     /// A disk without threads: the test commits.
@@ -287,6 +302,7 @@ mod tests {
         let simulated = SimulatedDisk::new(1 << 30);
         let (disk, container) = disk_and_container(&simulated);
         let queue = &disk.commits;
+        let file = container.file().unwrap();
         let take_room = |bytes| queue.room_for(bytes).now_or_never().map(Result::unwrap);
         let step = || {
             let before = simulated.sync_count();
@@ -296,23 +312,32 @@ mod tests {
         };
         let runs = UNSYNCED_BYTES_MAX >> 20;
         for _ in 1..runs / 2 {
-            queue.written(&container, take_room(1 << 20).unwrap());
+            queue.written(container.id(), &file, take_room(1 << 20).unwrap());
         }
         assert_eq!(step(), 0, "half of it is room to go on");
-        queue.written(&container, take_room(1 << 20).unwrap());
+        queue.written(container.id(), &file, take_room(1 << 20).unwrap());
         let under_way: Vec<Room> = (runs / 2..runs).map(|_| take_room(1 << 20).unwrap()).collect();
         assert!(take_room(1).is_none());
         assert_eq!(step(), 1);
         assert!(take_room(1 << 20).is_some());
         // What was written meanwhile waits for the next sync, which a short block may bring.
         for room in under_way.into_iter().take(3) {
-            queue.written(&container, room);
+            queue.written(container.id(), &file, room);
         }
         let mut answer = push(&disk, &container, 1);
         let mut inputs: Vec<_> = take(&disk).unwrap().into_iter().map(Some).collect();
         let _ = queue.step(&disk, &mut inputs);
         assert!(matches!(answer.try_recv(), Ok(Ok(()))));
         assert_eq!(queue.room.available_permits() as u32, pages(UNSYNCED_BYTES_MAX));
+        // The rest was given up and its file closed: nothing is opened or synced for it.
+        let gone: Arc<dyn BlockFile> = simulated.open("elsewhere", OpenMode::Fresh).unwrap();
+        for _ in 0..runs / 2 {
+            queue.written(ContainerId(9), &gone, take_room(1 << 20).unwrap());
+        }
+        drop(gone);
+        assert_eq!(step(), 0);
+        assert_eq!(queue.room.available_permits() as u32, pages(UNSYNCED_BYTES_MAX));
+        assert!(!disk.is_failed());
         queue.close();
         assert!(matches!(queue.room_for(1).now_or_never(), Some(Err(BlockError::Stopping))));
     }

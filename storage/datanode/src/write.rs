@@ -24,7 +24,7 @@ use wire::status::{Failure, Status};
 use crate::container::{Begin, Container, Reservation};
 use crate::error::BlockError;
 use crate::extent::{ExtentTrailer, PAGE_BYTES, encode_crcs};
-use crate::group_commit::Waiting;
+use crate::group_commit::{Room, Waiting};
 use crate::index::Extent;
 use crate::metrics;
 use platform::disk::BlockFile;
@@ -85,11 +85,15 @@ pub(crate) async fn write_stream(
     while let Some(run) = next {
         let run = run.map_err(BlockError::Stream)?;
         let room = container.disk.commits.room_for(run.data.len() as u64).await?;
-        let step = task::spawn_blocking(move || writer.write(run).map(|()| writer));
+        let step = task::spawn_blocking(move || {
+            writer.write(run)?;
+            // At once: whoever waits for room waits for disks alone, never for this block's client.
+            writer.free_after_sync(room);
+            Ok::<_, BlockError>(writer)
+        });
         // The next run arrives while this one is written.
         next = body.next().await;
         writer = step.await.map_err(|_| BlockError::Stopping)??;
-        container.disk.commits.written(&container, room);
     }
     let finish = task::spawn_blocking(move || writer.finish());
     let (reservation, length, digest) = finish.await.map_err(|_| BlockError::Stopping)??;
@@ -259,6 +263,11 @@ impl StreamWriter {
         self.length += run.data.len() as u64;
         self.crcs.extend_from_slice(&run.crcs);
         self.put(&run.data)
+    }
+
+    fn free_after_sync(&self, room: Room) {
+        let container = &self.reservation.container;
+        container.disk.commits.written(container.id(), &self.file, room);
     }
 
     /// Writes whole pages; keeps the rest for the next call.

@@ -33,12 +33,15 @@ use super::connect::Connector;
 use super::frame::{FrameReader, MESSAGE_BYTES_MAX};
 use super::rpc::{decode_answer, only_failure};
 use super::tls::Tls;
-use super::{IDLE_TIMEOUT, RPC_DEADLINE};
+use super::{IDLE_TIMEOUT, PING_PATH, RPC_DEADLINE};
 
 /// Calls of one process to one peer under way at most; more wait. Each holds a connection.
 const CALLS_PER_PEER_MAX: usize = 512;
-/// Idle connections kept per peer: as many as may be busy, or a steady load would open and close them all the time.
-const IDLE_PER_PEER_MAX: usize = CALLS_PER_PEER_MAX;
+/// Questions of one process whether a peer lives, under way at most. They have places of their own: they are asked when
+/// calls hold all of theirs.
+const PINGS_PER_PEER_MAX: usize = 16;
+/// Idle connections kept per peer. Each takes one of the places that a listener has for all processes.
+const IDLE_PER_PEER_MAX: usize = 64;
 /// Peers whose calls are counted apart.
 const PEERS_MAX: usize = 4096;
 /// A clock that is off is logged once in so many milliseconds.
@@ -82,6 +85,7 @@ pub struct Transport {
 
 struct Peer {
     calls: Semaphore,
+    pings: Semaphore,
     clock_off: metrics::Gauge,
     warned_ms: Mutex<UnixMs>,
 }
@@ -113,7 +117,8 @@ impl Transport {
         body: OutBody,
     ) -> Result<Reply, Failure> {
         let known = self.peer(peer);
-        let _slot = known.calls.acquire().await.expect("the semaphore is never closed");
+        let places = if path == PING_PATH { &known.pings } else { &known.calls };
+        let _place = places.acquire().await.expect("the semaphore is never closed");
         let nonce: Nonce = wire::random::array();
         let sent_ms = self.clock.now_ms();
         let proof = auth::sign(
@@ -175,8 +180,8 @@ impl Transport {
             peers.clear();
         }
         let clock_off = crate::metrics::peer_clock_off(peer);
-        let calls = Semaphore::new(CALLS_PER_PEER_MAX);
-        let known = Arc::new(Peer { calls, clock_off, warned_ms: Mutex::new(0) });
+        let (calls, pings) = (Semaphore::new(CALLS_PER_PEER_MAX), Semaphore::new(PINGS_PER_PEER_MAX));
+        let known = Arc::new(Peer { calls, pings, clock_off, warned_ms: Mutex::new(0) });
         peers.insert(peer.clone(), known.clone());
         known
     }

@@ -10,10 +10,11 @@
 //!
 //! Not here: queues of inputs (see `actor`).
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// Makes a value, with one sender and one receiver.
@@ -71,7 +72,7 @@ impl<T> Sender<T> {
     }
 
     /// The value, locked: let go of it before anything else is done.
-    pub fn borrow(&self) -> MappedMutexGuard<'_, T> {
+    pub fn borrow(&self) -> impl Deref<Target = T> + '_ {
         MutexGuard::map(self.0.versioned.lock(), |versioned| &mut versioned.value)
     }
 
@@ -133,7 +134,7 @@ impl<T> Clone for Receiver<T> {
 
 impl<T> Receiver<T> {
     /// The value, locked: let go of it before anything else is done.
-    pub fn borrow(&self) -> MappedMutexGuard<'_, T> {
+    pub fn borrow(&self) -> impl Deref<Target = T> + '_ {
         MutexGuard::map(self.shared.versioned.lock(), |versioned| &mut versioned.value)
     }
 

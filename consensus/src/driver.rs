@@ -327,10 +327,11 @@ impl<R: Send + 'static> Driver<R> {
     /// Draws how long this replica waits before it calls an election.
     fn draw_timeout(&mut self) {
         let base = self.place.election_ticks;
-        let drawn = base + (wire::random::u64() % base as u64) as usize;
-        // Whoever has no room would have to hand leadership over at once: let the others try first.
-        let is_last = self.room.is_used_up();
-        self.election_ticks = if is_last { 2 * base - 1 } else { drawn };
+        let drawn = (wire::random::u64() % base as u64) as usize;
+        // Whoever has no room would have to hand leadership over at once: let the others try first. Two of them must not
+        // try in step either.
+        let late = if self.room.is_used_up() { (base + drawn) / 2 } else { drawn };
+        self.election_ticks = base + late;
     }
 
     /// To be called whenever raft may have changed its mind about who leads.
@@ -355,6 +356,8 @@ impl<R: Send + 'static> Driver<R> {
         self.shared.status.lock().leader = leader;
         self.shared.note_leader(term, leader, if leads { term } else { 0 });
         if led && (!leads || before.0 != term) {
+            // What the log kept for those it led may go now.
+            self.checkpoint_seen = 0;
             tracing::info!(group = %self.shared.name, term, leader, "not leading any more");
             let expires = self.now + ORPHAN_TICKS;
             let orphans = self.pending.drain(..);

@@ -32,6 +32,8 @@ const LEADS_TICKS_MIN: u64 = 10;
 
 /// Between two attempts to hand leadership over there are so many ticks, lest disks that are equally full pass it around.
 const YIELD_PAUSE_TICKS: u64 = 50;
+/// A replica that lacks more entries is not asked to lead.
+const YIELD_BEHIND_MAX: u64 = 100;
 
 /// With less log than this, beyond what is kept for terms, a replica says that it has no room: commands that free space
 /// are far shorter.
@@ -177,7 +179,13 @@ impl<R: Send + 'static> Driver<R> {
         }
         let me = self.node.raft.id;
         let voters = self.membership.conf_state.voters.iter().copied();
+        // One that is behind would take nothing from clients until it has caught up.
+        let last = self.node.raft.raft_log.last_index();
+        let is_near = |id: &u64| {
+            self.node.raft.prs().get(*id).is_some_and(|progress| progress.matched + YIELD_BEHIND_MAX >= last)
+        };
         let roomier = voters.filter(|id| *id != me && self.is_active(*id) && self.room.of_peer(*id) < own);
+        let roomier = roomier.filter(is_near);
         let held = |id: &u64| self.node.raft.prs().get(*id).map_or(0, |progress| progress.matched);
         let Some(to) = roomier.max_by_key(held) else { return };
         tracing::info!(group = %self.shared.name, to, "the disk is full: a replica with more room is asked to lead");

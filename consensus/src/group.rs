@@ -471,7 +471,7 @@ impl<M: StateMachine> Group<M> {
     /// Whether this node's clock agrees with its peers' median to half a minute. A leader for whom it does not must do
     /// nothing because of the time.
     pub fn is_clock_trusted(&self) -> bool {
-        !self.handle.shared.clock_is_off.load(Ordering::Acquire)
+        self.handle.shared.clock_is_trusted.load(Ordering::Acquire)
     }
 
     /// Where the group stands.

@@ -98,8 +98,8 @@ pub(crate) struct Shared {
     pub(crate) checkpoint_index: AtomicU64,
     /// The snapshot whose rows the apply thread has taken over last.
     pub(crate) installed_index: AtomicU64,
-    /// This node's clock is far off its peers'.
-    pub(crate) clock_is_off: AtomicBool,
+    /// This node's clock was compared with its peers', and agrees.
+    pub(crate) clock_is_trusted: AtomicBool,
     /// The log was reset for it: the state may forget that it came from one.
     pub(crate) log_reset: AtomicBool,
     /// The raft thread waits until apply takes the next batch.
@@ -142,7 +142,7 @@ impl Shared {
             applied_index: AtomicU64::new(status.applied_index),
             checkpoint_index: AtomicU64::new(status.checkpoint_index),
             installed_index: AtomicU64::new(0),
-            clock_is_off: AtomicBool::new(false),
+            clock_is_trusted: AtomicBool::new(false),
             log_reset: AtomicBool::new(false),
             backlogged: AtomicBool::new(false),
             checkpoint_wanted: AtomicBool::new(false),

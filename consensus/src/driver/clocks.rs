@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! * One peer whose clock is wrong convinces nobody: of two middle values the one nearer to this clock counts.
-//! * One packet convinces nobody either.
+//! * A packet that was late convinces nobody; the one that says the latest time counts once three are here.
+//! * A clock that was just set, or that no peer has been compared with yet, is not acted by.
 //!
 //! Not here: what is left undone (the services' part).
 
@@ -21,6 +22,9 @@ use super::Driver;
 
 /// A clock that is further off than this is not acted by.
 const OFF_MAX_MS: u64 = 30_000;
+
+/// This clock was set by as much, as the steady one says: what was compared with it before counts no more.
+const SET_MS: u64 = OFF_MAX_MS / 2;
 
 /// What a peer said longer ago than so many ticks says nothing of now.
 const FRESH_TICKS: u64 = 100;
@@ -36,6 +40,12 @@ const EARLIER_MAX: u32 = 8;
 #[derive(Debug, Default)]
 pub(super) struct Clocks {
     peers: BTreeMap<u64, Heard>,
+    /// Our wall clock before the steady one, at the last tick.
+    lead_ms: Option<i64>,
+    /// Some peer has spoken often enough since our clock was set.
+    is_compared: bool,
+    /// As it was told.
+    is_off: bool,
 }
 
 /// The last packets of a peer.
@@ -81,6 +91,21 @@ impl Clocks {
         }
     }
 
+    /// Our wall clock is so far before the steady one.
+    fn note_own(&mut self, lead_ms: i64) {
+        let before = self.lead_ms.replace(lead_ms).unwrap_or(lead_ms);
+        if lead_ms.abs_diff(before) > SET_MS {
+            self.peers.clear();
+            self.is_compared = false;
+        }
+    }
+
+    /// Whether there is nobody to compare with, or somebody was compared with.
+    fn is_compared(&mut self, is_alone: bool) -> bool {
+        self.is_compared |= is_alone || self.peers.values().any(|heard| heard.ahead().is_some());
+        self.is_compared
+    }
+
     /// How far we are off the median of those who have spoken of late.
     fn off_ms(&mut self, tick: u64) -> u64 {
         for heard in self.peers.values_mut() {
@@ -101,9 +126,13 @@ impl<R: Send + 'static> Driver<R> {
     pub(super) fn compare_clocks(&mut self) {
         let members = &self.membership;
         self.clocks.peers.retain(|peer, _| members.contains(*peer));
+        let steady_ms = (wire::clock::steady_ns() / 1_000_000) as i64;
+        self.clocks.note_own((wire::clock::now_ms() as i64).wrapping_sub(steady_ms));
         let off_ms = self.clocks.off_ms(self.now);
         let is_off = off_ms > OFF_MAX_MS;
-        if self.shared.clock_is_off.swap(is_off, Ordering::AcqRel) != is_off {
+        let is_compared = self.clocks.is_compared(members.is_alone(self.node.raft.id));
+        self.shared.clock_is_trusted.store(is_compared && !is_off, Ordering::Release);
+        if std::mem::replace(&mut self.clocks.is_off, is_off) != is_off {
             let group = &self.shared.name;
             if is_off {
                 tracing::error!(
@@ -171,6 +200,23 @@ mod tests {
         assert_eq!(clocks.off_ms(6), 0, "set back");
         hear(&mut clocks, 2, 60_000, &[0; SAMPLES_MIN]);
         assert_eq!(clocks.off_ms(6), 60_000, "set ahead");
+    }
+
+    #[test]
+    fn own_clock_that_was_set_is_not_believed_before_it_was_compared() {
+        let mut clocks = Clocks::default();
+        assert!(!clocks.is_compared(false), "nobody has spoken");
+        assert!(Clocks::default().is_compared(true));
+        clocks.note_own(7_000);
+        hear(&mut clocks, 2, 0, &[0; SAMPLES_MAX]);
+        assert!(clocks.is_compared(false));
+        clocks.note_own(7_400);
+        assert!(clocks.is_compared(false), "a clock that is steered");
+        clocks.note_own(7_400 + 700_000);
+        assert!(!clocks.is_compared(false), "ten minutes ahead at once");
+        hear(&mut clocks, 2, -700_000, &[0; SAMPLES_MIN]);
+        assert!(clocks.is_compared(false));
+        assert_eq!(clocks.off_ms(6), 700_000);
     }
 
     #[test]

@@ -59,6 +59,10 @@ DURABILITY = {
 }
 
 
+# Of the part of docs/benchmarks.md that is written here.
+MARK_BEGIN = "<!-- written by bench/compare.py from here -->"
+MARK_END = "<!-- to here -->"
+
 def say(text):
     print(text, file=sys.stderr, flush=True)
 
@@ -536,6 +540,16 @@ def report(arguments, volume_facts, versions, baselines, results, names):
     return "\n".join(lines) + "\n"
 
 
+def write_between_marks(path, text):
+    """Writes the report where the file has its marks, or as the whole file if it has none: other figures stay."""
+    known = path.read_text() if path.exists() else ""
+    before, begin, rest = known.partition(MARK_BEGIN)
+    _, end, after = rest.partition(MARK_END)
+    if begin and end:
+        text = f"{before}{begin}\n{text.strip()}\n{end}{after}"
+    path.write_text(text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "target/release/ferrozone")
@@ -586,7 +600,7 @@ def main():
 
     text = report(arguments, machine_facts(volume), versions, baselines, results, names)
     if arguments.output:
-        arguments.output.write_text(text)
+        write_between_marks(arguments.output, text)
     else:
         print(text)
     if arguments.json:

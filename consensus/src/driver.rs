@@ -151,8 +151,6 @@ pub(crate) struct Driver<R> {
     marks_due: bool,
     /// The tick at which stopping no longer waits for another leader.
     stop_by: Option<u64>,
-    /// One heartbeat went out since this leader was removed.
-    farewell: bool,
     rolls_seen: u64,
     checkpoint_seen: u64,
 }
@@ -197,7 +195,6 @@ impl<R: Send + 'static> Driver<R> {
             marked: BTreeMap::new(),
             marks_due: false,
             stop_by: None,
-            farewell: false,
             rolls_seen: 0,
             checkpoint_seen: 0,
         };
@@ -367,7 +364,6 @@ impl<R: Send + 'static> Driver<R> {
         }
         if leads && (!led || before.0 != term) {
             self.shared.metrics.elections_won.increment(1);
-            self.farewell = false;
             self.leads_since = self.now;
             tracing::info!(group = %self.shared.name, term, "leading");
         } else if !leads {
@@ -673,6 +669,7 @@ impl<R: Send + 'static> Driver<R> {
         }
         if !changes.is_empty() {
             self.adopt_membership();
+            self.leave_office();
         }
         self.node.mut_store().handed(last);
         self.outbox.push_back(Batch { entries, replies, changes });

@@ -239,6 +239,24 @@ async fn members_join_are_promoted_and_leave() {
 }
 
 #[tokio::test]
+async fn a_leader_that_is_removed_under_load_goes_at_once() {
+    let net = Net::new(3);
+    let leader = net.leader().await;
+    let gone = id(&leader);
+    // Entries behind the change are committed after the leader is no member any more.
+    let change = MembershipChange::Remove { raft_id: gone, force: false };
+    let writes = (0..64).map(|number| leader.propose(Bytes::from(format!("set busy {number}"))));
+    let both =
+        async { tokio::join!(leader.change_membership(change), futures_util::future::join_all(writes)) };
+    let (removed, _) = net.during(both).await;
+    removed.unwrap();
+    let next = net.leader_among(&others(&[1, 2, 3], gone)).await;
+    set(&net, &next, "busy", "without it").await.unwrap();
+    net.until("it to notice", || net.group(gone).is_removed().then_some(())).await;
+    assert!(!net.group(gone).status().is_leader);
+}
+
+#[tokio::test]
 async fn leadership_is_handed_over_on_request_and_at_shutdown() {
     let net = Net::new(3);
     let leader = net.leader().await;

@@ -251,16 +251,15 @@ impl<R: Send + 'static> Driver<R> {
             let why = format!("replica {} did not take over in time", transferring.to);
             let _ = reply.send(Err(ChangeError::Refused(why)));
         }
-        // A leader that was removed says so once more, so that the others know the change is committed, and goes: raft
-        // would let it lead on.
+    }
+
+    /// A leader that was removed says once more what is committed, so that the others know of the change, and goes at
+    /// once: raft would let it lead on, and panics when it commits anything more.
+    pub(super) fn leave_office(&mut self) {
         if self.is_leader() && !self.membership.contains(self.node.raft.id) {
-            if std::mem::replace(&mut self.farewell, true) {
-                let term = self.node.raft.term;
-                self.node.raft.become_follower(term, 0);
-                self.after_raft();
-            } else {
-                self.node.ping();
-            }
+            self.node.ping();
+            let term = self.node.raft.term;
+            self.node.raft.become_follower(term, 0);
         }
     }
 

@@ -46,9 +46,9 @@ use crate::service::{ChunkStream, DatanodeService, Datanodes};
 
 /// Runs on their way to one datanode at most.
 pub(crate) const RUNS_IN_FLIGHT_MAX: usize = 2;
-/// Design: a replica without progress for this long, and without an answer, has failed for this gateway.
-pub(crate) const REPLICA_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the answer may take that it lives.
+/// A replica without progress for this long is asked whether it lives.
+pub(crate) const REPLICA_PATIENCE: Duration = Duration::from_millis(700);
+/// How long its answer may take: design, a replica without a sign for a second has failed for this gateway.
 const PING_PATIENCE: Duration = Duration::from_millis(300);
 /// One that lives and can be done without is waited for this long: a disk that is busy for a moment should not cost
 /// redundancy, nor one that is ill every client three seconds.

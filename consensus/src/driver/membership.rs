@@ -15,7 +15,9 @@
 
 use std::sync::Arc;
 
-use raft::eraftpb::{ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType};
+use raft::eraftpb::{
+    ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType,
+};
 use raft::{RawNode, StateRole};
 use wire::group::{Member, MemberInfo, MemberRole, MembershipChange};
 
@@ -253,14 +255,33 @@ impl<R: Send + 'static> Driver<R> {
         }
     }
 
-    /// A leader that was removed says once more what is committed, so that the others know of the change, and goes at
-    /// once: raft would let it lead on, and panics when it commits anything more.
+    /// A leader that was removed tells the others what is committed, asks the one that is furthest on to lead, and goes
+    /// at once: raft would let it lead on, and panics when it stores or commits anything more. Raft must not be left
+    /// with messages either: this may happen in the midst of a Ready.
     pub(super) fn leave_office(&mut self) {
-        if self.is_leader() && !self.membership.contains(self.node.raft.id) {
-            self.node.ping();
-            let term = self.node.raft.term;
-            self.node.raft.become_follower(term, 0);
+        let me = self.node.raft.id;
+        if !self.is_leader() || self.membership.contains(me) {
+            return;
         }
+        let (term, committed) = (self.node.raft.term, self.node.raft.raft_log.committed);
+        let voters = &self.membership.conf_state.voters;
+        let held: Vec<(u64, u64)> = (self.node.raft.prs().iter())
+            .filter(|(peer, _)| voters.contains(peer))
+            .map(|(peer, progress)| (progress.matched, *peer))
+            .collect();
+        let message = |kind: MessageType, to: u64, commit: u64| {
+            let mut message = Message { from: me, to, term, commit, ..Message::default() };
+            message.set_msg_type(kind);
+            message
+        };
+        let mut messages: Vec<Message> = (held.iter())
+            .map(|(matched, peer)| message(MessageType::MsgHeartbeat, *peer, committed.min(*matched)))
+            .collect();
+        if let Some((_, heir)) = held.iter().max() {
+            messages.push(message(MessageType::MsgTimeoutNow, *heir, 0));
+        }
+        self.node.raft.become_follower(term, 0);
+        self.send(messages);
     }
 
     pub(super) fn is_active(&self, raft_id: u64) -> bool {

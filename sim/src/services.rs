@@ -28,6 +28,9 @@ use wire::status::{Failure, Status};
 use crate::network::Network;
 use crate::orders::Orders;
 
+/// A connection on which nothing is acknowledged breaks after this, as TCP's user timeout has it.
+const UNACKNOWLEDGED_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Pieces of a stream under way at most.
 const PIECES_MAX: usize = 4;
 
@@ -214,7 +217,10 @@ impl Link {
                 loop {
                     let piece = pieces.next().await;
                     let Some(delay) = network.delay(from, to) else {
-                        // Nothing more arrives, and nobody says so.
+                        // Nothing more arrives, and nobody says so. The sender's connection breaks in time, and with it ends
+                        // what it was sending.
+                        tokio::time::sleep(UNACKNOWLEDGED_DEADLINE).await;
+                        drop(pieces);
                         std::future::pending::<()>().await;
                         return;
                     };

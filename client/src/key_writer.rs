@@ -144,14 +144,24 @@ impl KeyWriter {
         }
     }
 
+    /// A streamed block of at most `wanted` bytes, of which `begun` are there already.
     fn open(
         &self,
         lent: LentBlock,
         wanted: u64,
-        is_exact: bool,
-        held_max: usize,
+        begun: u64,
+        kind: Streamed,
         written: &mut WrittenBlocks,
     ) -> OpenBlock {
+        let Streamed { is_exact, memory } = kind;
+        let pipeline = &lent.pipeline;
+        let is_frail = pipeline.replication == Replication::Three && pipeline.members.len() <= THREE_MIN;
+        let is_short = is_frail && written.entries.len() < SHORT_BLOCKS_MAX;
+        let kept = begun.max(memory);
+        let wanted = if is_short { wanted.min(kept) } else { wanted };
+        // Runs are as short as a chunk where blocks end.
+        let held_max =
+            if wanted <= kept { wanted.div_ceil(CHUNK_BYTES as u64) as usize + 1 } else { RUNS_HELD };
         written.take_in(&lent);
         // Whole chunks, so that a block's last chunk is the only short one.
         let longest =
@@ -161,7 +171,7 @@ impl KeyWriter {
         OpenBlock {
             lent,
             capacity,
-            shape: Shape::Streamed { is_exact },
+            shape: Shape::Streamed(kind),
             length: 0,
             crcs: Vec::new(),
             fed: 0,
@@ -183,7 +193,7 @@ impl KeyWriter {
     ) -> Result<OpenBlock, Failure> {
         metrics::block_rewritten(why);
         tracing::info!(from = %old.lent.block, to = %lent.block, why, "writing a block again elsewhere");
-        let OpenBlock { capacity, shape, length, crcs, runs, held_max, write, .. } = old;
+        let OpenBlock { capacity, shape, length, crcs, runs, write, .. } = old;
         // Stopped first: two writes of the same bytes at once would cost twice the memory of the window.
         drop(write);
         let mut new = match shape {
@@ -191,9 +201,9 @@ impl KeyWriter {
                 let run = runs.into_iter().next().expect("a small block has its one run");
                 return Ok(self.open_small(lent, run, written));
             }
-            Shape::Streamed { is_exact } => self.open(lent, capacity, is_exact, held_max, written),
+            Shape::Streamed(kind) => self.open(lent, capacity, length, kind, written),
         };
-        if new.capacity < capacity {
+        if new.capacity < length {
             return Err(Failure::new(Status::Retry, "no container has room for the block; try again"));
         }
         (new.length, new.crcs, new.runs) = (length, crcs, runs);
@@ -415,10 +425,14 @@ impl KeySink {
             let piece = run.split_to((run.len() as u64).min(room) as usize);
             self.streamed += piece.len() as u64;
             open.add(ChunkRun::new(piece));
-            if open.length == open.capacity {
+            if !open.is_full() {
+                open = self.writer.advance(open, false, &mut self.written).await?;
+            }
+            // A block that was begun again on a pipeline of two may be full sooner.
+            if open.is_full() {
                 self.writer.close(open, &mut self.written).await?;
             } else {
-                self.open = Some(self.writer.advance(open, false, &mut self.written).await?);
+                self.open = Some(open);
             }
         }
         Ok(())
@@ -430,18 +444,9 @@ impl KeySink {
             (None, 0) => (STREAM_FIRST_BLOCK_BYTES, false),
             (None, _) => (STREAM_BLOCK_BYTES, false),
         };
+        let kind = Streamed { is_exact, memory: body_memory(self.total) as u64 };
         let lent = self.writer.loans.take(self.replication).await?;
-        let fits_buffer = self.total.is_some_and(|total| total <= STREAM_BUFFER_BYTES as u64);
-        let is_frail = self.replication == Replication::Three && lent.pipeline.members.len() <= THREE_MIN;
-        let (wanted, held_max) = if fits_buffer || (is_frail && self.written.entries.len() < SHORT_BLOCKS_MAX)
-        {
-            let memory = body_memory(self.total);
-            // Runs are as short as a chunk where blocks end.
-            (wanted.min(memory as u64), memory.div_ceil(CHUNK_BYTES) + 1)
-        } else {
-            (wanted, RUNS_HELD)
-        };
-        Ok(self.writer.open(lent, wanted, is_exact, held_max, &mut self.written))
+        Ok(self.writer.open(lent, wanted, 0, kind, &mut self.written))
     }
 }
 
@@ -451,10 +456,15 @@ enum Shape {
     /// All in one message.
     Small,
     /// Run by run.
-    Streamed {
-        /// Whether the capacity is the length.
-        is_exact: bool,
-    },
+    Streamed(Streamed),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Streamed {
+    /// Whether the capacity is the length.
+    is_exact: bool,
+    /// Bytes that may be kept here.
+    memory: u64,
 }
 
 /// A block being written.
@@ -480,6 +490,10 @@ impl OpenBlock {
         self.length += run.data.len() as u64;
         self.crcs.extend_from_slice(&run.crcs);
         self.runs.push(run);
+    }
+
+    fn is_full(&self) -> bool {
+        self.length == self.capacity
     }
 
     /// Whether all bytes so far are here.

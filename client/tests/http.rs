@@ -283,7 +283,18 @@ async fn small_block_takes_the_short_path() {
     let halves = [small.data.slice(..CHUNK_BYTES), small.data.slice(CHUNK_BYTES..)];
     let source = body(halves.into_iter().map(|half| Ok(ChunkRun::new(half))).collect());
     datanode.write_block(write_request(length), source).await.unwrap();
-    assert_eq!((fake.small_writes.load(Ordering::SeqCst), fake.block.lock().clone()), (2, vec![small]));
+    assert_eq!(
+        (fake.small_writes.load(Ordering::SeqCst), fake.block.lock().clone()),
+        (2, vec![small.clone()])
+    );
+    // Runs that do not fit together, or are more than was announced, never reach the datanode.
+    for (cut, announced) in [(1, length), (CHUNK_BYTES, length - 1)] {
+        let pieces = [small.data.slice(..cut), small.data.slice(cut..)];
+        let source = body(pieces.into_iter().map(|piece| Ok(ChunkRun::new(piece))).collect());
+        let refused = datanode.write_block(write_request(announced), source).await.unwrap_err();
+        assert_eq!(refused.status, Status::Invalid, "{refused}");
+    }
+    assert_eq!(fake.small_writes.load(Ordering::SeqCst), 2);
     server.stop().await;
 }
 

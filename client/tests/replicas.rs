@@ -119,6 +119,36 @@ async fn long_body_in_a_pipeline_of_two_outlives_one_of_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn long_body_begun_again_on_two_outlives_one_of_them() {
+    for mode in [Mode::Hangs, Mode::Dead] {
+        for is_known in [true, false] {
+            for dies_after in [0, 1, 2] {
+                let cluster = Cluster::of(3).await;
+                *cluster.om.opens_pairs.lock() = true;
+                cluster.nodes[2].set(Mode::DiesAfter(dies_after));
+                let data = pattern(LONG);
+                let mut sink = cluster.writer.begin(Three, is_known.then_some(data.len() as u64));
+                let mut rest = data.clone();
+                // In mid-block, if the first block is as long as it was begun.
+                sink.push(rest.split_to(LONG / 2)).await.unwrap();
+                // It is back, and one of the others goes.
+                cluster.nodes[2].set(Mode::Well);
+                cluster.om.state.lock().out = [cluster.nodes[1].id].into();
+                cluster.nodes[1].set(mode);
+                let pushed = sink.push(rest).await;
+                pushed.unwrap_or_else(|failure| panic!("{mode:?} {is_known} {dies_after}: {failure}"));
+                let written = sink.finish().await;
+                let written =
+                    written.unwrap_or_else(|failure| panic!("{mode:?} {is_known} {dies_after}: {failure}"));
+                cluster.check(written.entries());
+                let bytes: u64 = written.entries().iter().map(|entry| entry.length).sum();
+                assert_eq!(bytes, data.len() as u64);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn body_that_is_here_goes_round_the_failed_node() {
     for (length, is_known) in [(SMALL, true), (BUFFERED, true), (BUFFERED, false)] {
         for mode in [Mode::Hangs, Mode::Dead, Mode::DiesAfter(1)] {

@@ -32,7 +32,7 @@ use wire::chunk::ChunkRun;
 use wire::cluster_key::body_digest;
 use wire::datanode::{BlockReceipt, FetchReplica, ReadBlock, WriteBlock};
 use wire::host::HostPort;
-use wire::limits::CHUNK_RUN_BYTES_MAX;
+use wire::limits::{CHUNK_BYTES, CHUNK_RUN_BYTES_MAX};
 use wire::status::{Failure, Status};
 
 use super::auth::Verifier;
@@ -43,7 +43,7 @@ use super::frame::{
 };
 use super::replica_stream::{pieces_of, replica_of};
 use super::rpc::{Answer, decode_answer, encode_answer, only_failure};
-use super::transport::{Reply, Transport, whole};
+use super::transport::{Reply, Transport, in_parts, whole};
 use super::upload::{Target, next_run};
 use super::{
     BODY_IDLE_DEADLINE, DRAIN_DEADLINE, PING_PATH, READ_IDLE_DEADLINE, READ_PATH, REPLICA_PATH,
@@ -90,6 +90,26 @@ impl DatanodeStub {
         })
     }
 
+    /// A short block in one round trip. Its data is sent as it lies here: the writers of all its replicas share it.
+    async fn write_at_once(&self, request: WriteBlock, runs: Vec<ChunkRun>) -> Result<BlockReceipt, Failure> {
+        let message = encode_message(&request)?;
+        let mut body = vec![encode_head(&message)];
+        let mut length = 0;
+        for run in runs {
+            length += run.data.len() as u64;
+            body.extend([encode_run_head(&run), run.data]);
+        }
+        body.push(encode_end(length));
+        let digest = body_digest(&message);
+        let exchange = async {
+            let body = in_parts(body);
+            let reply = self.transport.send(&self.peer, Method::PUT, WRITE_PATH, &digest, body).await?;
+            reply.collect(MESSAGE_BYTES_MAX).await
+        };
+        let bytes = timeout(WRITE_DEADLINE, exchange).await.map_err(|_| self.late())??;
+        only_failure(decode_answer(&self.peer, &bytes))
+    }
+
     fn late(&self) -> Failure {
         Failure::new(Status::Unknown, format!("no answer from {} in time", self.peer))
     }
@@ -99,11 +119,16 @@ impl DatanodeStub {
 impl DatanodeService for DatanodeStub {
     async fn write_block(&self, request: WriteBlock, mut body: ChunkStream) -> Result<BlockReceipt, Failure> {
         if is_short(&request) {
-            let mut joined = Joined::new(request.length);
+            let (mut runs, mut bytes) = (Vec::new(), 0);
             while let Some(run) = body.next().await {
-                joined.add(run?)?;
+                let run = run?;
+                bytes += run.data.len() as u64;
+                if bytes > request.length {
+                    return Err(too_long());
+                }
+                runs.push(run);
             }
-            return self.write_small_block(request, joined.whole).await;
+            return self.write_at_once(request, runs).await;
         }
         let target = Target {
             peer: &self.peer,
@@ -115,23 +140,8 @@ impl DatanodeService for DatanodeStub {
     }
 
     async fn write_small_block(&self, request: WriteBlock, body: ChunkRun) -> Result<BlockReceipt, Failure> {
-        let message = encode_message(&request)?;
-        let head = encode_head(&message);
-        let mut bytes = BytesMut::with_capacity(head.len() + body.data.len() + 256);
-        bytes.extend_from_slice(&head);
-        if !body.data.is_empty() {
-            bytes.extend_from_slice(&encode_run_head(&body));
-            bytes.extend_from_slice(&body.data);
-        }
-        bytes.extend_from_slice(&encode_end(body.data.len() as u64));
-        let digest = body_digest(&message);
-        let exchange = async {
-            let body = whole(bytes.freeze());
-            let reply = self.transport.send(&self.peer, Method::PUT, WRITE_PATH, &digest, body).await?;
-            reply.collect(MESSAGE_BYTES_MAX).await
-        };
-        let bytes = timeout(WRITE_DEADLINE, exchange).await.map_err(|_| self.late())??;
-        only_failure(decode_answer(&self.peer, &bytes))
+        let runs = if body.data.is_empty() { Vec::new() } else { vec![body] };
+        self.write_at_once(request, runs).await
     }
 
     async fn read_block(&self, request: ReadBlock) -> Result<ChunkStream, Failure> {
@@ -164,37 +174,33 @@ fn is_short(request: &WriteBlock) -> bool {
     request.is_exact && request.length <= CHUNK_RUN_BYTES_MAX as u64
 }
 
-/// A short block whole, whatever runs it was cut into.
-struct Joined {
-    length: usize,
-    whole: ChunkRun,
+fn too_long() -> Failure {
+    Failure::new(Status::Invalid, "a block is longer than announced")
 }
 
-impl Joined {
-    fn new(length: u64) -> Self {
-        Self { length: length as usize, whole: ChunkRun { data: Bytes::new(), crcs: Vec::new() } }
-    }
-
-    fn add(&mut self, run: ChunkRun) -> Result<(), Failure> {
-        let whole = &mut self.whole;
-        if whole.data.is_empty() {
-            *whole = run;
-        } else if whole.data.len() + run.data.len() <= self.length {
-            whole.data = [&whole.data[..], &run.data[..]].concat().into();
-            whole.crcs.extend(run.crcs);
-        } else {
-            return Err(Failure::new(Status::Invalid, "a block is longer than announced"));
-        }
-        Ok(())
-    }
-}
-
+/// Receives a short block whole, whatever runs it was cut into. Most are one run, which is taken as it came.
 async fn read_short(length: u64, frames: &mut FrameReader<BodyDataStream>) -> Result<ChunkRun, Failure> {
-    let mut joined = Joined::new(length);
-    while let Some(run) = next_run(frames, BODY_IDLE_DEADLINE, Status::Retry).await? {
-        joined.add(run)?;
+    let mut next = async || next_run(frames, BODY_IDLE_DEADLINE, Status::Retry).await;
+    let Some(first) = next().await? else {
+        return Ok(ChunkRun { data: Bytes::new(), crcs: Vec::new() });
+    };
+    let Some(second) = next().await? else { return Ok(first) };
+    let mut data = BytesMut::with_capacity(length as usize);
+    let mut crcs = first.crcs;
+    data.extend_from_slice(&first.data);
+    let mut following = Some(second);
+    while let Some(run) = following {
+        if (data.len() + run.data.len()) as u64 > length {
+            return Err(too_long());
+        }
+        if !data.len().is_multiple_of(CHUNK_BYTES) {
+            return Err(Failure::new(Status::Invalid, "only the last chunk of a block may be short"));
+        }
+        data.extend_from_slice(&run.data);
+        crcs.extend(run.crcs);
+        following = next().await?;
     }
-    Ok(joined.whole)
+    Ok(ChunkRun { data: data.freeze(), crcs })
 }
 
 /// Serves a datanode's blocks.

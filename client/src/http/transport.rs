@@ -6,16 +6,19 @@
 //!
 //! Not here: what bodies hold (`rpc`, `upload`, `block_stream`), connections (`connect`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyDataStream, BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
@@ -246,6 +249,40 @@ impl Reply {
 /// A body that is wholly here.
 pub(crate) fn whole(bytes: Bytes) -> OutBody {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body that is wholly here, in pieces that others may hold as well: none is copied together.
+pub(crate) fn in_parts(parts: Vec<Bytes>) -> OutBody {
+    let left = parts.iter().map(|part| part.len() as u64).sum();
+    Parts { parts: parts.into(), left }.map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// Its length is known, so it travels with `Content-Length` like any whole body.
+struct Parts {
+    parts: VecDeque<Bytes>,
+    left: u64,
+}
+
+impl Body for Parts {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.parts.pop_front();
+        self.left -= next.as_ref().map_or(0, |part| part.len() as u64);
+        Poll::Ready(next.map(|part| Ok(Frame::data(part))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
 }
 
 fn unproven(peer: &HostPort) -> Failure {

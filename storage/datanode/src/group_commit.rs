@@ -56,11 +56,19 @@ struct Written {
     room: Room,
 }
 
+/// All of a disk that are.
+#[derive(Default)]
+struct Unsynced {
+    runs: Vec<Written>,
+    /// What they take of the room.
+    pages: usize,
+}
+
 /// The writers that wait for the next sync.
 pub(crate) struct CommitQueue {
     /// In pages.
     room: Arc<Semaphore>,
-    unsynced: Mutex<Vec<Written>>,
+    unsynced: Mutex<Unsynced>,
     /// The next step syncs whatever is unsynced.
     is_sync_due: AtomicBool,
     sender: mpsc::Sender<Option<Waiting>>,
@@ -105,10 +113,10 @@ impl CommitQueue {
     pub(crate) fn written(&self, container: ContainerId, file: &Arc<dyn BlockFile>, room: Room) {
         let is_due = {
             let mut unsynced = self.unsynced.lock();
-            unsynced.push(Written { container, file: Arc::downgrade(file), room });
-            let count: usize = unsynced.iter().map(|written| written.room.num_permits()).sum();
+            unsynced.pages += room.num_permits();
+            unsynced.runs.push(Written { container, file: Arc::downgrade(file), room });
             // Whoever finds no room waits for writes that come by here: nobody waits for a sync that nobody asks for.
-            count >= pages(UNSYNCED_BYTES_DUE) as usize
+            unsynced.pages >= pages(UNSYNCED_BYTES_DUE) as usize
         };
         if is_due && !self.is_sync_due.swap(true, Ordering::AcqRel) {
             // None only wakes; a full queue wakes the loop too.
@@ -120,12 +128,14 @@ impl CommitQueue {
     fn take_unsynced(&self, batch: &[Waiting]) -> Vec<Written> {
         let mut unsynced = self.unsynced.lock();
         if self.is_sync_due.swap(false, Ordering::AcqRel) {
-            return std::mem::take(&mut *unsynced);
+            return std::mem::take(&mut *unsynced).runs;
         }
         let is_covered = |written: &mut Written| {
             batch.iter().any(|waiting| waiting.reservation.container.id() == written.container)
         };
-        unsynced.extract_if(.., is_covered).collect()
+        let covered: Vec<Written> = unsynced.runs.extract_if(.., is_covered).collect();
+        unsynced.pages -= covered.iter().map(|written| written.room.num_permits()).sum::<usize>();
+        covered
     }
 
     /// For the loop; once.

@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use wire::status::{Failure, Status};
 
+use crate::space::is_full;
+
 /// Reading or writing rows failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -21,6 +23,13 @@ pub enum StoreError {
     /// The state file failed. Nothing more may be written through this handle: the process aborts and replays.
     #[error("the state file failed")]
     Redb(#[source] Box<redb::Error>),
+}
+
+impl StoreError {
+    /// Whether the state file found no room on its disk.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, StoreError::Redb(cause) if matches!(&**cause, redb::Error::Io(cause) if is_full(cause)))
+    }
 }
 
 impl<E: Into<redb::Error>> From<E> for StoreError {
@@ -187,6 +196,13 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl OpenError {
+    /// What the state file could not do while it was taken over.
+    pub(crate) fn of_recovery(dir: PathBuf, source: StoreError) -> Self {
+        if source.is_full() { OpenError::Full { dir } } else { OpenError::Recover { dir, source } }
+    }
 }
 
 /// A snapshot could not be made, sent or taken in.

@@ -701,7 +701,7 @@ fn take_over(
         log.reset(index, term)?;
     }
     let cleared = state.clear_installed(progress);
-    cleared.map_err(|source| OpenError::Recover { dir: dir.to_owned(), source })
+    cleared.map_err(|source| OpenError::of_recovery(dir.to_owned(), source))
 }
 
 /// Checks that the log continues the state.
@@ -729,7 +729,7 @@ fn start<M: StateMachine>(
     opened: Opened,
 ) -> Result<Group<M>, OpenError> {
     let Opened { replica, reserve, state, progress, log } = opened;
-    let recover = |source| OpenError::Recover { dir: config.dir(), source };
+    let recover = |source| OpenError::of_recovery(config.dir(), source);
     let view = state.view().map_err(recover)?;
     machine.recovered(&view).map_err(recover)?;
     drop(view);

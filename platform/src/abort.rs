@@ -33,6 +33,11 @@ pub fn take_aborted() -> Vec<(NodeIndex, String)> {
     ABORTED.with_borrow_mut(std::mem::take)
 }
 
+/// Whether the node has ended itself since [`take_aborted`] was called. For the simulator.
+pub fn has_aborted(node: NodeIndex) -> bool {
+    ABORTED.with_borrow(|aborted| aborted.iter().any(|(ended, _)| *ended == node))
+}
+
 /// Ends the process if the thread that holds it panics: a server whose one thread died alone answers nothing.
 #[derive(Debug)]
 pub struct AbortOnPanic;

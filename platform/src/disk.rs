@@ -81,9 +81,9 @@ pub trait BlockFile: Debug + Send + Sync + 'static {
     /// Makes all data and the file's attributes (holes) durable.
     fn sync_all(&self) -> io::Result<()>;
 
-    /// Forgets what memory holds of data that was synced: what is read next comes from the medium. To be called after a
-    /// sync, by those who want to know what the disk really has.
-    fn drop_cached(&self) -> io::Result<()> {
+    /// Forgets what memory holds, from the beginning of the file to at least `end`, of data that was synced: what is read
+    /// next comes from the medium. To be called after a sync, by those who want to know what the disk really has.
+    fn drop_cached(&self, _end: u64) -> io::Result<()> {
         Ok(())
     }
 
@@ -324,9 +324,11 @@ impl BlockFile for SystemFile {
         Ok(rustix::fs::fsync(&self.file)?)
     }
 
-    fn drop_cached(&self) -> io::Result<()> {
-        // The whole file (length None), clean pages only; a file system without pages of its own (tmpfs) keeps them.
-        Ok(rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)?)
+    fn drop_cached(&self, end: u64) -> io::Result<()> {
+        // Clean pages only, and only folios that lie in the range as a whole. None is the whole file; a file system
+        // without pages of its own (tmpfs) keeps them.
+        let length = end.checked_next_multiple_of(FOLIO_BYTES_MAX).and_then(std::num::NonZeroU64::new);
+        Ok(rustix::fs::fadvise(&self.file, 0, length, Advice::DontNeed)?)
     }
 
     fn length(&self) -> io::Result<u64> {
@@ -337,6 +339,9 @@ impl BlockFile for SystemFile {
         self.file.set_len(length)
     }
 }
+
+/// Linux caches files in units of up to this.
+const FOLIO_BYTES_MAX: u64 = 4 << 20;
 
 /// Zeros written at a time.
 const ZEROS_BYTES: usize = 256 << 10;
@@ -366,7 +371,8 @@ mod tests {
         file.allocate(0, 1 << 20).unwrap();
         file.write_at(4096, &[b"some ", b"bytes"]).unwrap();
         file.sync_all().unwrap();
-        file.drop_cached().unwrap();
+        file.drop_cached(u64::MAX).unwrap();
+        file.drop_cached(1).unwrap();
         assert_eq!(file.read_at(4096, 10).unwrap(), b"some bytes");
         assert_eq!(file.read_at((1 << 20) - 3, 10).unwrap(), [0; 3], "fewer only at the end");
         file.punch(4096, 4096).unwrap();

@@ -155,8 +155,16 @@ impl Contents {
         self.durable_length = self.length;
     }
 
-    fn drop_cached(&mut self) {
+    fn drop_cached(&mut self, end: u64) {
+        let end = end.div_ceil(PAGE_BYTES);
         let mut pages = self.durable_pages.clone();
+        pages.retain(|number, _| *number < end);
+        pages.extend(
+            self.pages
+                .iter()
+                .filter(|(number, _)| **number >= end)
+                .map(|(number, page)| (*number, page.clone())),
+        );
         for number in &self.dirty {
             match self.pages.get(number) {
                 Some(page) => pages.insert(*number, page.clone()),
@@ -645,9 +653,9 @@ impl BlockFile for SimulatedFile {
         self.sync_data()
     }
 
-    fn drop_cached(&self) -> io::Result<()> {
+    fn drop_cached(&self, end: u64) -> io::Result<()> {
         self.with(&[18], |contents, _| {
-            contents.drop_cached();
+            contents.drop_cached(end);
             Ok(())
         })
     }
@@ -692,8 +700,10 @@ mod tests {
         file.write_at(4096, &[&[2; 10]]).unwrap();
         disk.rot("file", 7, &[9]);
         assert_eq!(file.read_at(7, 1).unwrap(), [1]);
-        file.drop_cached().unwrap();
+        file.drop_cached(u64::MAX).unwrap();
         assert_eq!(file.read_at(7, 1).unwrap(), [9]);
+        disk.rot("file", 4103, &[9]);
+        file.drop_cached(4096).unwrap();
         assert_eq!(file.read_at(4096, 1).unwrap(), [2], "what was not synced is still only in memory");
     }
 

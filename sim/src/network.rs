@@ -184,9 +184,10 @@ impl Network {
         }
     }
 
-    /// Whether a node's process is there.
+    /// Whether a node's process is there. One that has ended itself takes nothing any more, also before the watch buries
+    /// it.
     pub(crate) fn is_up(&self, node: NodeIndex) -> bool {
-        self.shared.lock().up.contains(&node)
+        self.shared.lock().up.contains(&node) && !platform::abort::has_aborted(node)
     }
 
     /// Messages sent so far.

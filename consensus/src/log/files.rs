@@ -182,12 +182,12 @@ pub(crate) fn open_file(disk: &dyn DiskIo, name: &str) -> Result<Arc<dyn BlockFi
     disk.open(name, OpenMode::Existing).map_err(io_error("open", disk, name))
 }
 
-/// Opens a file whose bytes will be believed. After a failed fsync the kernel shows what never reached the disk: memory is
-/// written out first and then not asked.
-pub(crate) fn open_as_stored(disk: &dyn DiskIo, name: &str) -> std::io::Result<Arc<dyn BlockFile>> {
+/// Opens a file of which the bytes up to `end` will be believed. After a failed fsync the kernel shows what never reached
+/// the disk: memory is written out first and then not asked.
+pub(crate) fn open_as_stored(disk: &dyn DiskIo, name: &str, end: u64) -> std::io::Result<Arc<dyn BlockFile>> {
     let file = disk.open(name, OpenMode::Existing)?;
     file.sync_all()?;
-    file.drop_cached()?;
+    file.drop_cached(end)?;
     Ok(file)
 }
 

@@ -196,7 +196,7 @@ impl SegmentedLog {
     /// Reads a segment's header and checks that it continues what was read so far.
     fn open_segment(&mut self, epoch: u64, name: String, seal: Option<Stamp>) -> Result<(), LogError> {
         let disk = &*self.config.disk;
-        let file = open_as_stored(disk, &name).map_err(io_error("open", disk, &name))?;
+        let file = open_as_stored(disk, &name, u64::MAX).map_err(io_error("open", disk, &name))?;
         let header = self.read_header(&*file, &name)?;
         if header.identity != self.config.identity {
             return Err(LogError::Foreign {

@@ -53,6 +53,11 @@ pub(crate) const STATE: &str = "state.redb";
 /// A state file that a snapshot is being written to.
 pub(crate) const STATE_NEW: &str = "state.new";
 
+/// redb's header: it names the roots of the newest durable commit. A commit writes it anew only once a sync of all that it
+/// names has succeeded (two phases, as quick repair asks for), so of all the file only it can be something that a failed
+/// sync left in memory. The rest may stay there: to read gigabytes again would be most of a start.
+const HEADER_BYTES: u64 = 4096;
+
 /// The table of this module. A state machine must not have one of this name.
 const CONSENSUS: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("consensus");
 const CONSENSUS_NAME: &str = "consensus";
@@ -354,7 +359,7 @@ fn remove_unfinished(config: &StateConfig) -> Result<(), OpenError> {
 fn open_database(config: &StateConfig, name: &str, mode: OpenMode) -> Result<Arc<StateDb>, OpenError> {
     let length = Arc::new(AtomicU64::new(0));
     let opened = match mode {
-        OpenMode::Existing => open_as_stored(&*config.disk, name),
+        OpenMode::Existing => open_as_stored(&*config.disk, name, HEADER_BYTES),
         mode => config.disk.open(name, mode),
     };
     let backend = opened
@@ -386,10 +391,7 @@ fn damaged(config: &StateConfig, what: String) -> OpenError {
 }
 
 fn unusable(config: &StateConfig, error: StoreError) -> OpenError {
-    if let StoreError::Redb(cause) = &error
-        && let redb::Error::Io(cause) = &**cause
-        && is_full(cause)
-    {
+    if error.is_full() {
         return OpenError::Full { dir: config.dir() };
     }
     let cause = match error {

@@ -524,7 +524,7 @@ impl CopyFile {
         let seal = encode_seal(&self.header, end, self.head.deletion_done);
         self.file.write_at(PAGE_BYTES, &[&seal]).map_err(failed)?;
         self.sync()?;
-        self.file.drop_cached().map_err(failed)?;
+        self.file.drop_cached(u64::MAX).map_err(failed)?;
         let page = self.read_back(PAGE_BYTES, PAGE_BYTES as usize)?;
         if decode_seal(&page, &self.header).is_none() {
             return Err(BlockError::Damaged(id, "the seal of the copy is not what was written"));
@@ -550,7 +550,7 @@ impl CopyFile {
     /// Reads every byte from the medium and compares it with what the source promised.
     fn verify(&self) -> Result<(), BlockError> {
         let id = self.id();
-        self.file.drop_cached().map_err(|error| self.disk.io_failed("read a copy back", error))?;
+        self.file.drop_cached(u64::MAX).map_err(|error| self.disk.io_failed("read a copy back", error))?;
         let page = self.read_back(0, PAGE_BYTES as usize)?;
         if page != self.header.encode() {
             return Err(BlockError::Damaged(id, "the header of the copy is not what was written"));

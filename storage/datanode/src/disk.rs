@@ -230,7 +230,7 @@ impl Disk {
             return;
         }
         let found = self.io.open(IDENTITY_NAME, OpenMode::Existing).and_then(|file| {
-            file.drop_cached()?;
+            file.drop_cached(u64::MAX)?;
             file.read_at(0, self.identity.len() + 1)
         });
         match found {

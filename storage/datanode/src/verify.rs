@@ -22,7 +22,7 @@ impl Datanode {
         if container.header.generation != generation {
             return Err(BlockError::NoContainer(block.container).into());
         }
-        container.file()?.drop_cached().map_err(|error| container.read_failed(error))?;
+        container.file()?.drop_cached(u64::MAX).map_err(|error| container.read_failed(error))?;
         let reader = Reader::whole(container.pin(block.local)?);
         let length = reader.length();
         let crcs = reader.read_list()?;

@@ -1,5 +1,8 @@
-# An image of the one binary. `docker build .` compiles it; with --target packaged a binary that was built outside
-# (context: a directory that holds `ferrozone`) is packed instead.
+# An image of the one binary: `docker build .` compiles it.
+#
+# Every stage before the last is built by the engine's older builder, wanted or not, so that each must do with what a
+# checkout holds. Where a binary was built outside, it goes onto the first stage: `docker build --target base -t
+# ferrozone-base .`, then an image `FROM ferrozone-base` with `COPY ferrozone /usr/local/bin/ferrozone`.
 
 FROM debian:bookworm-slim AS base
 # One user without rights; /data is its own, also as a fresh volume.
@@ -12,9 +15,6 @@ VOLUME /data
 EXPOSE 9000 9001 9002
 ENTRYPOINT ["ferrozone"]
 CMD ["server", "/data"]
-
-FROM base AS packaged
-COPY ferrozone /usr/local/bin/ferrozone
 
 FROM rust:1-bookworm AS build
 WORKDIR /source

@@ -3,13 +3,18 @@
 
     python3 s3-tests/compose/compose.py --binary target/release/ferrozone
 
+Before that the Dockerfile and the compose file are read: what they copy must be in a checkout, and ports are published on
+loopback unless somebody says otherwise. (The image of the test holds a binary that was built outside: compiling takes longer
+than the test may.)
+
 Needs root where no docker engine runs: it starts one, and ends it. The public base image is used if the engine has or can
 pull it; else one of the same name is made with debootstrap. Then:
 
 1. `docker-compose up`, until both gateways are ready.
 2. `aws s3 sync TREE s3://compose/N` through the first gateway, again and again under new prefixes; meanwhile each container
    but that gateway is killed and started again, one at a time. The next goes when the cluster itself says that it is whole.
-3. Every prefix is downloaded through the second gateway and compared byte by byte.
+   Then the same through the second gateway, while the first is killed: only a client of the gateway that dies may notice.
+3. Every prefix is downloaded through the other gateway than it was written through, and compared byte by byte.
 4. Every container is killed at once and started again; the first prefix is read back.
 
 Ends with `compose test: ok`, or fails; also when it takes longer than `--deadline`.
@@ -36,7 +41,13 @@ BASE_IMAGE = "debian:bookworm-slim"
 IMAGE = "ferrozone"
 BUCKET = "compose"
 GATEWAYS = {"gateway1": ("http://127.0.0.1:9000", "http://127.0.0.1:9001"), "gateway2": ("http://127.0.0.1:9010", "http://127.0.0.1:9011")}
-KILLED = ["meta1", "datanode1", "meta2", "datanode2", "meta3", "datanode3", "datanode4", "gateway2"]
+# Who is killed while the tree is synced through a gateway.
+KILLED = {
+    "gateway1": ["meta1", "datanode1", "meta2", "datanode2", "meta3", "datanode3", "datanode4", "gateway2"],
+    "gateway2": ["gateway1"],
+}
+OTHER = {"gateway1": "gateway2", "gateway2": "gateway1"}
+BASE_STAGE_IMAGE = "ferrozone-base"
 UP_DEADLINE_S = 120
 ENGINE_DEADLINE_S = 60
 ENGINE_END_S = 60
@@ -185,8 +196,9 @@ class Cluster:
             told = run("docker", "exec", gateway, "ferrozone", *words, check=False)
             if told.returncode != 0:
                 return told.stderr.strip() or "no answer"
-            if not self.is_ready("gateway2"):
-                return "gateway2 is not ready"
+            for service in GATEWAYS:
+                if not self.is_ready(service):
+                    return f"{service} is not ready"
             return lacks_of(json.loads(told.stdout))
 
         wait_until("a whole cluster", WHOLE_DEADLINE_S, lacks)
@@ -270,9 +282,10 @@ def compare(tree, got):
 class Syncs:
     """Syncs the tree under one new prefix after another until it is told that it is enough."""
 
-    def __init__(self, aws, tree):
+    def __init__(self, aws, tree, name):
         self.aws = aws
         self.tree = tree
+        self.name = name
         self.prefixes = []
         self.failure = None
         self.is_enough = threading.Event()
@@ -281,7 +294,7 @@ class Syncs:
 
     def _work(self):
         while not self.is_enough.is_set():
-            prefix = f"{len(self.prefixes)}"
+            prefix = f"{self.name}/{len(self.prefixes)}"
             outcome = self.aws.do("sync", self.tree, f"s3://{BUCKET}/{prefix}", "--only-show-errors", check=False)
             if outcome.returncode != 0:
                 errors = outcome.stderr.strip().splitlines()
@@ -301,9 +314,9 @@ class Syncs:
         return self.prefixes
 
 
-def kill_in_turn(cluster, syncs):
+def kill_in_turn(cluster, services, syncs):
     """Kills one container after another while the tree is synced."""
-    for service in KILLED:
+    for service in services:
         container = cluster.container(service)
         killed = time.monotonic()
         run("docker", "kill", container)
@@ -315,17 +328,37 @@ def kill_in_turn(cluster, syncs):
         say(f"killed {service}: whole again after {time.monotonic() - killed:.1f} s, {len(syncs.prefixes)} syncs done")
 
 
+def check_files():
+    """The image must build from a checkout by any builder, and nothing be open to the network unless told."""
+    for number, line in enumerate((ROOT / "Dockerfile").read_text().splitlines(), 1):
+        words = line.split()
+        if words[:1] not in (["COPY"], ["ADD"]) or any(word.startswith("--from=") for word in words):
+            continue
+        for source in [word for word in words[1:-1] if not word.startswith("--")]:
+            if not run("git", "ls-files", "--", source, cwd=ROOT).stdout:
+                raise SystemExit(f"Dockerfile:{number}: a checkout has no {source}, and the older builder builds every stage")
+    for number, line in enumerate((ROOT / "docker-compose.yml").read_text().splitlines(), 1):
+        if not line.strip().startswith("ports:"):
+            continue
+        for port in line.split('"')[1::2]:
+            if not port.startswith("${FERROZONE_BIND:-127.0.0.1}:"):
+                raise SystemExit(f"docker-compose.yml:{number}: {port} is open to the network without being told")
+
+
 def build_image(arguments, directory):
     context = directory / "context"
     context.mkdir(exist_ok=True)
     # What a debugger wants is most of a binary, and nothing here wants it.
     if run("strip", "-g", "-o", context / "ferrozone", arguments.binary, check=False).returncode != 0:
         shutil.copy(arguments.binary, context / "ferrozone")
-    run("docker", "build", "--target", "packaged", "-t", IMAGE, "-f", ROOT / "Dockerfile", context)
+    (context / "Dockerfile").write_text(f"FROM {BASE_STAGE_IMAGE}\nCOPY ferrozone /usr/local/bin/ferrozone\n")
+    run("docker", "build", "--target", "base", "-t", BASE_STAGE_IMAGE, "-f", ROOT / "Dockerfile", context)
+    run("docker", "build", "-t", IMAGE, context)
     run("docker", "run", "--rm", IMAGE, "--version")
 
 
 def test(arguments, directory):
+    check_files()
     need_programs()
     tree = directory / "tree"
     say(f"gather a tree: {gather(tree, arguments.files, arguments.megabytes << 20)}")
@@ -340,24 +373,25 @@ def test(arguments, directory):
             cluster.wait_whole()
             say("up")
             credentials = cluster.credentials()
-            first, second = (Aws(directory, s3, credentials) for s3, _ in GATEWAYS.values())
-            first.do("mb", f"s3://{BUCKET}")
-            syncs = Syncs(first, tree)
-            kill_in_turn(cluster, syncs)
-            prefixes = syncs.finish()
-            say(f"{len(prefixes)} syncs without an error while {len(KILLED)} containers were killed in turn")
-            for prefix in prefixes:
-                second.do("sync", f"s3://{BUCKET}/{prefix}", directory / "got", "--only-show-errors")
-                told = compare(tree, directory / "got")
-                shutil.rmtree(directory / "got")
-            say(f"downloaded through the other gateway: {told} in each of {len(prefixes)} prefixes")
-            everything = [cluster.container(service) for service in [*KILLED, "gateway1"]]
+            aws = {service: Aws(directory, s3, credentials) for service, (s3, _) in GATEWAYS.items()}
+            aws["gateway1"].do("mb", f"s3://{BUCKET}")
+            for through, services in KILLED.items():
+                syncs = Syncs(aws[through], tree, through)
+                kill_in_turn(cluster, services, syncs)
+                prefixes = syncs.finish()
+                say(f"{len(prefixes)} syncs through {through} without an error while {len(services)} containers were killed in turn")
+                for prefix in prefixes:
+                    aws[OTHER[through]].do("sync", f"s3://{BUCKET}/{prefix}", directory / "got", "--only-show-errors")
+                    told = compare(tree, directory / "got")
+                    shutil.rmtree(directory / "got")
+                say(f"downloaded through {OTHER[through]}: {told} in each of {len(prefixes)} prefixes")
+            everything = [cluster.container(service) for services in KILLED.values() for service in services]
             run("docker", "kill", *everything)
             run("docker", "start", *everything)
             for service in GATEWAYS:
                 cluster.wait_ready(service)
             cluster.wait_whole()
-            first.do("sync", f"s3://{BUCKET}/{prefixes[0]}", directory / "got", "--only-show-errors")
+            aws["gateway1"].do("sync", f"s3://{BUCKET}/{prefixes[0]}", directory / "got", "--only-show-errors")
             say(f"after all were killed at once: {compare(tree, directory / 'got')}")
         except BaseException:
             say(cluster.logs())

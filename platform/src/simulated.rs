@@ -75,6 +75,8 @@ struct Shared {
 pub struct Faults {
     /// The next sync of a file fails and its pages stay unsynced; later ones succeed, as on Linux.
     pub next_sync_fails: bool,
+    /// So does the one after so many that succeed; 0 for none.
+    pub sync_fails_after: u32,
     /// Reads fail.
     pub reads_fail: bool,
     /// Writes fail.
@@ -641,6 +643,10 @@ impl BlockFile for SimulatedFile {
                 // As on Linux: the pages count as clean afterwards, so a second sync would say all is well.
                 contents.dirty.clear();
                 return Err(broken());
+            }
+            if faults.sync_fails_after > 0 {
+                faults.sync_fails_after -= 1;
+                faults.next_sync_fails = faults.sync_fails_after == 0;
             }
             contents.sync();
             Ok(())

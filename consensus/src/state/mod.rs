@@ -403,7 +403,7 @@ fn unusable(config: &StateConfig, error: StoreError) -> OpenError {
 
 #[cfg(test)]
 mod tests {
-    use platform::simulated::SimulatedDisk;
+    use platform::simulated::{Faults, SimulatedDisk};
 
     use super::*;
     use crate::store::{Rows, WriteBatch};
@@ -474,6 +474,42 @@ mod tests {
             assert!(state.view().unwrap().contains(FRUIT, b"banana").unwrap());
             assert!(!state.view().unwrap().contains(FRUIT, b"cherry").unwrap());
         });
+    }
+
+    #[test]
+    fn what_a_failed_sync_left_in_memory_is_not_believed() {
+        // The sync of what a commit names, and that of the header that names it.
+        for good_syncs in 0..2 {
+            for toss in 0..20 {
+                let disk = SimulatedDisk::new(64 << 20);
+                let state = StateFile::create(&config(&disk, TABLES)).unwrap();
+                DiskIo::sync_names(&disk).unwrap();
+                put(&state, "apple", 1);
+                state.checkpoint().unwrap();
+                put(&state, "banana", 2);
+                disk.set_faults(Faults {
+                    next_sync_fails: good_syncs == 0,
+                    sync_fails_after: good_syncs,
+                    ..Faults::default()
+                });
+                let checkpoint = std::panic::AssertUnwindSafe(|| state.checkpoint());
+                let ended = platform::node::enter(Some(1), || std::panic::catch_unwind(checkpoint));
+                assert!(ended.is_err(), "the process ends");
+                std::mem::forget(state);
+                // The machine lives on, and so does its memory, until the power goes.
+                disk.kill();
+                let (state, believed) = StateFile::open(&config(&disk, TABLES)).unwrap();
+                put(&state, "cherry", 3);
+                state.checkpoint().unwrap();
+                std::mem::forget(state);
+                disk.crash(toss);
+                let (state, found) = StateFile::open(&config(&disk, TABLES)).unwrap();
+                assert_eq!((believed.applied_index, found.applied_index), (1, 3));
+                let view = state.view().unwrap();
+                assert!(view.contains(FRUIT, b"apple").unwrap() && view.contains(FRUIT, b"cherry").unwrap());
+                assert!(!view.contains(FRUIT, b"banana").unwrap());
+            }
+        }
     }
 
     #[test]

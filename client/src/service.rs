@@ -6,7 +6,7 @@
 //!
 //! Not here: what the calls mean (see `wire::om`, `wire::scm`, `wire::datanode`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use parking_lot::RwLock;
 use wire::block::DatanodeAddress;
 use wire::chunk::ChunkRun;
 use wire::datanode::{BlockReceipt, FetchReplica, ReadBlock, ReplicaPiece, WriteBlock};
+use wire::host::HostPort;
 use wire::ids::DatanodeId;
 use wire::om::{OmCall, OmReply, OmRequest, Rejection};
 use wire::scm::{ScmCall, ScmReply, ScmRequest};
@@ -111,16 +112,23 @@ pub type DatanodeConnector =
 
 /// The datanodes a gateway can reach: those of its own process, and others by their address.
 pub struct Datanodes {
-    known: RwLock<HashMap<DatanodeId, Arc<dyn DatanodeService>>>,
-    /// Those of this process.
-    local: RwLock<HashSet<DatanodeId>>,
+    /// Those of this process, whatever their address is said to be.
+    local: RwLock<HashMap<DatanodeId, Arc<dyn DatanodeService>>>,
+    /// One stub per datanode, for the address it was last asked for at: a datanode may move, and whoever runs on must
+    /// find it again.
+    remote: RwLock<HashMap<DatanodeId, Remote>>,
     connect: Box<DatanodeConnector>,
+}
+
+struct Remote {
+    address: Option<HostPort>,
+    stub: Arc<dyn DatanodeService>,
 }
 
 impl Datanodes {
     /// An empty set; `connect` makes stubs for those that are not added.
     pub fn new(connect: Box<DatanodeConnector>) -> Self {
-        Self { known: RwLock::default(), local: RwLock::default(), connect }
+        Self { local: RwLock::default(), remote: RwLock::default(), connect }
     }
 
     /// A set without remote datanodes.
@@ -132,22 +140,79 @@ impl Datanodes {
 
     /// Adds a datanode of this process.
     pub fn insert(&self, id: DatanodeId, datanode: Arc<dyn DatanodeService>) {
-        self.known.write().insert(id, datanode);
-        self.local.write().insert(id);
+        self.local.write().insert(id, datanode);
     }
 
     /// Whether it lives in this process: the nearest there can be.
     pub fn is_local(&self, id: DatanodeId) -> bool {
-        self.local.read().contains(&id)
+        self.local.read().contains_key(&id)
     }
 
     /// The datanode at `address`.
     pub fn get(&self, address: &DatanodeAddress) -> Result<Arc<dyn DatanodeService>, Failure> {
-        if let Some(datanode) = self.known.read().get(&address.id) {
+        if let Some(datanode) = self.local.read().get(&address.id) {
             return Ok(datanode.clone());
         }
-        let datanode = (self.connect)(address)?;
-        self.known.write().insert(address.id, datanode.clone());
-        Ok(datanode)
+        if let Some(remote) = self.remote.read().get(&address.id)
+            && remote.address == address.address
+        {
+            return Ok(remote.stub.clone());
+        }
+        let stub = (self.connect)(address)?;
+        let remote = Remote { address: address.address.clone(), stub: stub.clone() };
+        // The stub of a former address goes: as many are kept as there are datanodes.
+        self.remote.write().insert(address.id, remote);
+        Ok(stub)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    #[async_trait]
+    impl DatanodeService for Nobody {
+        async fn write_block(&self, _: WriteBlock, _: ChunkStream) -> Result<BlockReceipt, Failure> {
+            Err(Failure::new(Status::Retry, "nobody"))
+        }
+
+        async fn write_small_block(&self, _: WriteBlock, _: ChunkRun) -> Result<BlockReceipt, Failure> {
+            Err(Failure::new(Status::Retry, "nobody"))
+        }
+
+        async fn read_block(&self, _: ReadBlock) -> Result<ChunkStream, Failure> {
+            Err(Failure::new(Status::Retry, "nobody"))
+        }
+    }
+
+    fn at(id: DatanodeId, port: u16) -> DatanodeAddress {
+        let address = format!("127.0.0.1:{port}").parse().expect("an address");
+        DatanodeAddress { id, address: Some(address) }
+    }
+
+    #[test]
+    fn a_datanode_that_moves_is_asked_at_its_new_address() {
+        let asked = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let seen = asked.clone();
+        let datanodes = Datanodes::new(Box::new(move |address: &DatanodeAddress| {
+            seen.lock().push(address.clone());
+            Ok(Arc::new(Nobody) as Arc<dyn DatanodeService>)
+        }));
+        let id = DatanodeId::random();
+        for port in [1, 1, 2, 2] {
+            datanodes.get(&at(id, port)).expect("a stub");
+        }
+        assert_eq!(*asked.lock(), vec![at(id, 1), at(id, 2)]);
+        assert_eq!(datanodes.remote.read().len(), 1);
+    }
+
+    #[test]
+    fn a_datanode_of_this_process_is_never_asked_over_the_network() {
+        let datanodes = Datanodes::local_only();
+        let id = DatanodeId::random();
+        datanodes.insert(id, Arc::new(Nobody));
+        assert!(datanodes.is_local(id) && datanodes.get(&at(id, 1)).is_ok());
     }
 }

@@ -29,6 +29,7 @@ START_DEADLINE_S = 60
 ONE_PROCESS_ONLY = [
     ("test_crash.py", "a failpoint aborts the process that comes to it; crashes in clusters are the simulator's"),
     ("test_disk.py", "fills or damages the one disk there is; a cluster serves on, as `cargo xtask chaos` shows"),
+    ("test_https.py", "gives the one server certificates of its own and changes them"),
     ("::test_credentials_are_generated_told_once_and_kept", "`cluster init` draws a cluster's credentials"),
     ("::test_shutdown_finishes_what_runs", "sends SIGTERM to the process that serves and looks at its exit code"),
     ("::test_a_log_that_cannot_be_written_stops_nothing", "takes the log away from the one server there is"),

@@ -193,6 +193,31 @@ async fn refusal_is_no_failure() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn block_that_its_container_did_not_wait_for_blames_nobody() {
+    for (length, is_known) in bodies() {
+        let cluster = Cluster::of(3).await;
+        cluster.nodes[0].set(Mode::RefusesAfter(1));
+        let mut sink = cluster.writer.begin(Three, is_known.then_some(length as u64));
+        let mut rest = pattern(length);
+        let begun = sink.push(rest.split_to(length / 2)).await;
+        tokio::time::sleep(SECONDS(60)).await;
+        cluster.nodes[0].set(Mode::Well);
+        let outcome = match begun.and(sink.push(rest).await) {
+            Ok(()) => sink.finish().await.map(drop),
+            Err(failure) => Err(failure),
+        };
+        match outcome {
+            Ok(()) => assert!(length <= BUFFERED || !is_known, "its bytes were here still"),
+            Err(failure) => assert_eq!((length, failure.status), (LONG, Status::Retry), "{failure}"),
+        }
+        assert_eq!(cluster.degrades(), 0);
+        // Neither that node nor the two whose writes were stopped with it are gone round.
+        let entries = cluster.put(Three, &pattern(SMALL), true).await.0.unwrap();
+        assert!(cluster.nodes.iter().all(|node| node.has(&entries[0])), "{length}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn datanode_that_has_just_started_is_waited_for_and_never_left_out() {
     for (length, is_known) in bodies() {
         let cluster = Cluster::of(3).await;

@@ -45,6 +45,8 @@ pub enum Mode {
     Dead,
     /// Breaks off after so many runs.
     DiesAfter(usize),
+    /// Takes so many runs, then refuses: the container has been closing for too long.
+    RefusesAfter(usize),
     /// Acknowledges this long after the last byte.
     AcksAfter(Duration),
     /// Takes a run in this time.
@@ -107,6 +109,12 @@ impl DatanodeService for Node {
                 Mode::HangsAfter(count) if runs >= count => std::future::pending().await,
                 Mode::DiesAfter(count) if runs >= count => {
                     return Err(Failure::new(Status::Unknown, "the connection broke"));
+                }
+                Mode::RefusesAfter(count) if runs >= count => {
+                    return Err(Failure::new(
+                        Status::Refused,
+                        "it is closing, and the block came too slowly",
+                    ));
                 }
                 Mode::Slow(pause) => sleep(pause).await,
                 _ => {}

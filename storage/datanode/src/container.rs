@@ -43,6 +43,8 @@ pub(crate) struct Container {
     file: Mutex<Option<Arc<dyn BlockFile>>>,
     pub(crate) growth: Mutex<()>,
     pub(crate) state: Mutex<State>,
+    /// Whether writes whose bytes are not all here are to end: it has been closing for too long.
+    is_cut_short: platform::watch::Sender<bool>,
 }
 
 /// What changes in a container's life.
@@ -55,6 +57,8 @@ pub(crate) struct State {
     pub(crate) is_sealed: bool,
     /// Told to close; sealed once no write is under way.
     pub(crate) is_closing: bool,
+    /// Since when, on the steady clock. None until the first attempt to seal.
+    pub(crate) closing_since_ns: Option<u64>,
     /// A block did not fit.
     pub(crate) is_full: bool,
     /// The replica is dropped.
@@ -126,6 +130,7 @@ impl Container {
             file: Mutex::new(Some(file)),
             growth: Mutex::new(()),
             state: Mutex::new(state),
+            is_cut_short: platform::watch::Sender::default(),
         }
     }
 
@@ -161,6 +166,18 @@ impl Container {
             *self.file.lock() = None;
         }
         is_idle
+    }
+
+    /// Ends the writes that still wait for bytes of their blocks.
+    pub(crate) fn cut_short(&self) {
+        if self.is_cut_short.send_if_modified(|is_cut_short| !std::mem::replace(is_cut_short, true)) {
+            tracing::info!(container = %self.id(), "closing for too long: breaking off blocks that are still arriving");
+        }
+    }
+
+    /// Tells when [`Self::cut_short`] was called.
+    pub(crate) fn when_cut_short(&self) -> platform::watch::Receiver<bool> {
+        self.is_cut_short.subscribe()
     }
 
     /// Gives out space for one block.

@@ -144,13 +144,26 @@ fn is_punchable(container: &Arc<Container>, local: LocalId, extent: &Extent) -> 
 }
 
 /// Takes no more blocks; seals durably once the writes under way have ended. Called again until it is sealed.
+///
+/// Writes get a while to end by themselves. Those whose bytes have not all come by then are broken off: a container that is
+/// not sealed everywhere is not repaired, and a client may take hours for a block. One that waits for its sync alone ends as
+/// ever.
 pub(crate) fn close(container: &Arc<Container>) -> Result<(), BlockError> {
     let disk = &container.disk;
     disk.check(container.id())?;
     {
         let mut state = container.state.lock();
         state.is_closing = true;
-        if state.is_sealed || state.is_dropped || !state.in_flight.is_empty() {
+        if state.is_sealed || state.is_dropped {
+            return Ok(());
+        }
+        let now_ns = wire::clock::steady_ns();
+        let since_ns = *state.closing_since_ns.get_or_insert(now_ns);
+        if !state.in_flight.is_empty() {
+            drop(state);
+            if now_ns.saturating_sub(since_ns) >= disk.closing_patience_ns() {
+                container.cut_short();
+            }
             return Ok(());
         }
     }

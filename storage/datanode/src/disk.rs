@@ -180,6 +180,10 @@ impl Disk {
         self.config.container_bytes_max
     }
 
+    pub(crate) fn closing_patience_ns(&self) -> u64 {
+        self.config.closing_patience_ms.saturating_mul(1_000_000)
+    }
+
     pub(crate) fn prepare_ahead(&self) -> u64 {
         self.growth_step.min(PREPARE_AHEAD_BYTES)
     }

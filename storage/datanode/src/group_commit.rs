@@ -245,6 +245,7 @@ mod tests {
     fn disk_and_container(simulated: &SimulatedDisk) -> (Arc<Disk>, Arc<Container>) {
         let mut config = DatanodeConfig::new(Vec::new(), ClusterId::default());
         config.reserve_bytes = 0;
+        config.closing_patience_ms = 0;
         let opened = open_disks(
             &config,
             vec![Arc::new(simulated.clone())],
@@ -370,6 +371,21 @@ mod tests {
         }
         assert!(matches!(container.begin_write(LocalId(9), 1, true, true), Err(BlockError::DiskFailed(_))));
         assert!(disk.flush_index(true).is_err(), "nothing of that disk is recorded any more");
+    }
+
+    #[test]
+    fn a_write_that_waits_for_its_sync_ends_however_long_its_container_has_been_closing() {
+        let simulated = SimulatedDisk::new(1 << 30);
+        let (disk, container) = disk_and_container(&simulated);
+        let mut answer = push(&disk, &container, 1);
+        for _ in 0..2 {
+            crate::deletion::close(&container).unwrap();
+        }
+        assert!(!container.state.lock().is_sealed && *container.when_cut_short().borrow());
+        commit_batch(&disk, take(&disk).unwrap(), Vec::new());
+        assert!(matches!(answer.try_recv(), Ok(Ok(()))));
+        crate::deletion::close(&container).unwrap();
+        assert!(container.state.lock().is_sealed && container.pin(LocalId(1)).is_ok());
     }
 
     #[test]

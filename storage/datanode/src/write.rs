@@ -81,9 +81,9 @@ pub(crate) async fn write_stream(
     let _big = container.disk.big_write();
     let file = container.file()?;
     let mut writer = StreamWriter::new(reservation, file);
-    let mut next = body.next().await;
-    while let Some(run) = next {
-        let run = run.map_err(BlockError::Stream)?;
+    let mut cut_short = container.when_cut_short();
+    let mut next = next_run(&container, &mut body, &mut cut_short).await;
+    while let Some(run) = next? {
         let room = container.disk.commits.room_for(run.data.len() as u64).await?;
         let step = task::spawn_blocking(move || {
             writer.write(run)?;
@@ -92,12 +92,28 @@ pub(crate) async fn write_stream(
             Ok::<_, BlockError>(writer)
         });
         // The next run arrives while this one is written.
-        next = body.next().await;
+        next = next_run(&container, &mut body, &mut cut_short).await;
         writer = step.await.map_err(|_| BlockError::Stopping)??;
     }
     let finish = task::spawn_blocking(move || writer.finish());
     let (reservation, length, digest) = finish.await.map_err(|_| BlockError::Stopping)??;
     commit(reservation, length, digest).await
+}
+
+/// The next run, unless the container has been closing for too long to wait for it.
+async fn next_run(
+    container: &Container,
+    body: &mut ChunkStream,
+    cut_short: &mut platform::watch::Receiver<bool>,
+) -> Result<Option<ChunkRun>, BlockError> {
+    tokio::select! {
+        biased;
+        run = body.next() => run.transpose().map_err(BlockError::Stream),
+        // A refusal: the writer must not take this datanode for one that failed.
+        _ = cut_short.wait_for(|is_cut_short| *is_cut_short) => {
+            Err(BlockError::Refused(container.id(), "it is closing, and the block came too slowly"))
+        }
+    }
 }
 
 fn check_lengths(request: &WriteBlock) -> Result<(), BlockError> {

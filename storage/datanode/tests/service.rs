@@ -226,6 +226,52 @@ async fn closing_seals_durably_and_refuses_writes() {
     assert_eq!(rig.read(&entry, 0, 4).await.unwrap(), b"kept");
 }
 
+/// A body whose runs the test sends.
+fn slow_body() -> (tokio::sync::mpsc::Sender<Vec<u8>>, client::service::ChunkStream) {
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
+    let runs = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        let run = receiver.recv().await?;
+        Some((Ok(ChunkRun::new(Bytes::from(run))), receiver))
+    });
+    (sender, Box::pin(runs))
+}
+
+#[test]
+fn a_block_that_comes_too_slowly_does_not_keep_a_closing_container_from_its_seal() {
+    rig::simulated(1, async {
+        let rig = Rig::new().await;
+        let kept = rig.write(1, 1, b"kept").await.unwrap();
+        let start = |local, length| {
+            let (sender, body) = slow_body();
+            let (rig, request) = (rig.clone(), rig.write_request(1, local, length));
+            (sender, tokio::spawn(async move { rig.datanode.write_block(request, body).await }))
+        };
+        let (stalls, stalled) = start(2, 2 * 65_536);
+        let (ends, ended) = start(3, 2 * 65_536);
+        stalls.send(vec![1; 65_536]).await.unwrap();
+        ends.send(vec![1; 65_536]).await.unwrap();
+        let patience = std::time::Duration::from_millis(rig.config.closing_patience_ms);
+        let second = std::time::Duration::from_secs(1);
+        rig.command(1, DatanodeAction::Close).await;
+        let others = std::cell::Cell::new(0);
+        rig.until_async(async |rig| {
+            let is_refused = rig.write(1, 100 + others.get(), b"another").await.is_err();
+            others.set(others.get() + u64::from(!is_refused));
+            is_refused
+        })
+        .await;
+        tokio::time::sleep(patience - 5 * second).await;
+        ends.send(vec![2; 65_536]).await.unwrap();
+        drop(ends);
+        ended.await.unwrap().expect("it came in time");
+        assert!(!stalled.is_finished() && !rig.report_of(1).unwrap().is_sealed, "a slow client has minutes");
+        rig.until(|rig| rig.report_of(1).unwrap().is_sealed).await;
+        assert_eq!(stalled.await.unwrap().unwrap_err().status, Status::Refused, "this datanode is well");
+        assert_eq!(rig.report_of(1).unwrap().block_count, 2 + others.get());
+        assert_eq!(rig.read(&kept, 0, 4).await.unwrap(), b"kept");
+    });
+}
+
 #[tokio::test]
 async fn deleted_blocks_are_gone_and_their_space_too() {
     let mut rig = Rig::new().await;

@@ -5,7 +5,8 @@
 //!   reads       every key and the listing, as operations of the history: the checker judges them
 //!   replicas    all members are there, equal state hashes at equal applied indexes (R1)
 //!   redundancy  every container has its replicas, whole (G2)
-//!   space       datanodes hold what the block table names, and nothing else beyond grace (G1)
+//!   space       a key or upload owns every block of the table; datanodes hold these blocks and none more, and no file of a
+//!               container that SCM does not count there (G1)
 //!   whole       every block of the table is read back from every VALID replica; what had rotted is replaced (G2)
 //! ```
 //!
@@ -15,7 +16,7 @@
 //!
 //! Not here: what was answered before (the crate `checker`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -219,10 +220,10 @@ async fn redundancy(run: Rc<Run>) -> Result<(), String> {
     Ok(())
 }
 
-/// The blocks that the block table names in a container.
-async fn owned(run: &Run, container: ContainerId) -> Result<BTreeMap<LocalId, u64>, String> {
+/// The blocks that the block table names in a container, and one that neither a key nor an upload names, if there is.
+async fn owned(run: &Run, container: ContainerId) -> Result<Owned, String> {
     let om = run.cluster.om();
-    let mut owned = BTreeMap::new();
+    let mut owned = Owned::default();
     let mut after = LocalId(0);
     loop {
         let request = ListContainerKeys { container, after, max: PAGE_MAX };
@@ -230,7 +231,10 @@ async fn owned(run: &Run, container: ContainerId) -> Result<BTreeMap<LocalId, u6
         for block in &page.blocks {
             after = block.local;
             if !block.is_freed {
-                owned.insert(block.local, block.length);
+                owned.blocks.insert(block.local, block.length);
+                if block.key.is_none() {
+                    owned.orphan = Some(block.local);
+                }
             }
         }
         if !page.is_truncated {
@@ -239,13 +243,26 @@ async fn owned(run: &Run, container: ContainerId) -> Result<BTreeMap<LocalId, u6
     }
 }
 
-/// Every replica holds as many blocks as the block table names, none more.
+/// See [`owned`].
+#[derive(Default)]
+struct Owned {
+    blocks: BTreeMap<LocalId, u64>,
+    orphan: Option<LocalId>,
+}
+
+/// Every replica holds as many blocks as the block table names, none more; every block belongs to somebody; and there are
+/// no files beside these replicas.
 async fn space(run: Rc<Run>) -> Result<(), String> {
+    let mut counted: BTreeSet<(DatanodeId, ContainerId)> = BTreeSet::new();
     for container in containers(&run).await? {
         if container.state == ContainerState::Deleted {
             continue;
         }
-        let owned = owned(&run, container.container).await?;
+        let Owned { blocks: owned, orphan } = owned(&run, container.container).await?;
+        if let Some(local) = orphan {
+            return Err(format!("block {local} of container {} is nobody's", container.container));
+        }
+        counted.extend(container.replicas.iter().map(|replica| (replica.datanode, container.container)));
         for replica in &container.replicas {
             if replica.state == "valid" && replica.block_count != owned.len() as u64 {
                 return Err(format!(
@@ -254,6 +271,16 @@ async fn space(run: Rc<Run>) -> Result<(), String> {
                     replica.block_count,
                     replica.datanode,
                     owned.len()
+                ));
+            }
+        }
+    }
+    for index in run.cluster.datanodes() {
+        let Some(datanode) = run.cluster.datanode(index).map(|datanode| datanode.id()) else { continue };
+        for container in run.cluster.container_files(index) {
+            if !counted.contains(&(datanode, container)) {
+                return Err(format!(
+                    "node {index} has a file of container {container}, which is not counted there"
                 ));
             }
         }
@@ -275,7 +302,7 @@ async fn whole(run: Rc<Run>) -> Result<(), String> {
         if !matches!(container.state, ContainerState::Open | ContainerState::Closed) {
             continue;
         }
-        let owned = owned(&run, container.container).await?;
+        let Owned { blocks: owned, .. } = owned(&run, container.container).await?;
         for replica in container.replicas.iter().filter(|replica| replica.state == "valid") {
             let Some(index) = nodes.get(&replica.datanode).copied() else { continue };
             let Some(datanode) = run.cluster.datanode(index) else { continue };

@@ -556,6 +556,16 @@ impl Cluster {
         }
     }
 
+    /// The containers of which files are on a datanode's disks.
+    pub(crate) fn container_files(&self, index: NodeIndex) -> Vec<ContainerId> {
+        let disks = self.disks.borrow();
+        let names = disks.get(&index).into_iter().flatten().flat_map(|disk| files_of(disk, ".container"));
+        names
+            .filter_map(|name| u64::from_str_radix(name.strip_suffix(".container")?, 16).ok())
+            .map(ContainerId)
+            .collect()
+    }
+
     /// Whether [`Self::rot`] may have damaged this replica.
     pub(crate) fn is_rotten(&self, index: NodeIndex, container: ContainerId, generation: Generation) -> bool {
         self.rotten.borrow().contains(&(index, container, generation))

@@ -69,9 +69,13 @@ fn start(bug: Option<&str>, record: Record) -> anyhow::Result<Child> {
 fn finish(child: Child) -> anyhow::Result<Outcome> {
     let output = child.wait_with_output()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let said = text.lines().find_map(|line| line.strip_prefix("violation: "));
-    let says = said.map_or_else(|| format!("it ended with {}", output.status), str::to_owned);
-    Ok(Outcome { is_clean: output.status.success(), says })
+    let said = text.lines().find_map(|line| line.strip_prefix("violation: ")).map(str::to_owned);
+    let is_clean = output.status.success();
+    // Whatever else ends a run, want of memory for one, has found nothing.
+    if !is_clean && said.is_none() {
+        bail!("a run ended with {} and named no violation", output.status);
+    }
+    Ok(Outcome { is_clean, says: said.unwrap_or_default() })
 }
 
 /// Whether this seed finds the bug and passes without it; what it says.

@@ -108,7 +108,8 @@ fn judged(mut status: ClusterStatus, now_ms: UnixMs) -> ClusterStatus {
         if repair.missing > 0 {
             found.push(critical(
                 count(repair.missing, "cannot be read: no whole replica is reachable"),
-                "bring the datanodes back that hold them: ferrozone admin container list --health missing",
+                "bring the datanodes back that hold them: ferrozone admin container list --health missing. If they \
+                 will not return, delete the keys they hurt: ferrozone admin container keys ID",
             ));
         }
         if repair.unhealthy > 0 {

@@ -43,7 +43,7 @@ pub(crate) enum Standing {
     Damaged,
     /// It has missed deletions that all others have forgotten.
     Behind,
-    /// Reported as lost, or missing from a full report.
+    /// Reported as lost, or missing from a full report, or its node was forgotten.
     Gone,
     /// Its node is dead, for so long.
     Dead {
@@ -167,6 +167,9 @@ impl<R: Rows> Scene<'_, R> {
     /// What is known of a VALID replica.
     pub(crate) fn standing(&self, id: ContainerId, row: &ContainerRow, replica: &ReplicaRow) -> Standing {
         let node = replica.datanode;
+        if self.is_forgotten(node) {
+            return Standing::Gone;
+        }
         let liveness = self.fleet.liveness(self.config, node, self.now_ns);
         if liveness == Liveness::Dead {
             let silence_ms = self.fleet.silence_ms(node, self.now_ns);
@@ -198,6 +201,12 @@ impl<R: Rows> Scene<'_, R> {
                 }
             }
         }
+    }
+
+    /// Whether an operator has struck the node off. A replica outlives that on the books if it was its container's last
+    /// VALID one.
+    pub(crate) fn is_forgotten(&self, node: DatanodeId) -> bool {
+        !self.nodes.contains_key(&node)
     }
 
     /// Counts the replicas of a container.
@@ -469,15 +478,17 @@ impl<R: Rows> Scene<'_, R> {
         dropped
     }
 
-    /// DELETING replicas that their nodes report as dropped, or did not report at all.
+    /// DELETING replicas that their nodes report as dropped, or did not report at all; and those of forgotten nodes, which
+    /// will not say. Should such a node return, what it reports is none of the container's and goes.
     fn forget_dropped(&self, id: ContainerId, row: &ContainerRow) -> Option<Command> {
         let is_gone = |replica: &&ReplicaRow| {
             replica.state == ReplicaState::Deleting
-                && self.fleet.node(replica.datanode).is_some()
-                && self
-                    .fleet
-                    .report(replica.datanode, id, replica.generation)
-                    .is_none_or(|report| report.condition == ReplicaCondition::Dropped)
+                && (self.is_forgotten(replica.datanode)
+                    || self.fleet.node(replica.datanode).is_some()
+                        && self
+                            .fleet
+                            .report(replica.datanode, id, replica.generation)
+                            .is_none_or(|report| report.condition == ReplicaCondition::Dropped))
         };
         let replicas: Vec<_> = row.replicas.iter().filter(is_gone).map(ReplicaRow::life).collect();
         (!replicas.is_empty())

@@ -129,7 +129,8 @@ pub(crate) fn datanodes(
     Ok(datanodes)
 }
 
-/// CLOSED containers after `after` that hold few live bytes by their reports: OM may find them empty.
+/// Containers after `after` that OM may find empty: CLOSED ones that hold few live bytes by their reports, and those that
+/// lie on forgotten datanodes alone, of which no report will ever come.
 pub(crate) fn retirable<R: Rows>(
     scene: &Scene<'_, R>,
     after: ContainerId,
@@ -149,7 +150,14 @@ pub(crate) fn retirable<R: Rows>(
             .filter_map(|replica| scene.fleet.report(replica.datanode, id, replica.generation))
             .map(|report| report.used_bytes)
             .max();
-        if row.state == ContainerState::Closed && used.is_some_and(|used| used <= few) {
+        let is_given_up = || row.valid().all(|replica| scene.is_forgotten(replica.datanode));
+        let is_candidate = match row.state {
+            ContainerState::Closed => used.is_some_and(|used| used <= few) || is_given_up(),
+            // It will never be sealed.
+            ContainerState::Closing => is_given_up(),
+            ContainerState::Open | ContainerState::Deleting | ContainerState::Deleted => false,
+        };
+        if is_candidate {
             found.push(id);
         }
         Ok(ControlFlow::Continue(()))

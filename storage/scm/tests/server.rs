@@ -801,6 +801,76 @@ async fn decommissioned_node_is_emptied_then_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_forced_forget_gave_up_is_missing_until_its_keys_are_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 1).await;
+    let scm = fleet.cluster.scm.clone();
+    // One container sealed, one open, both on the one datanode there is.
+    let (closed, open) = (ContainerId(1), ContainerId(2));
+    for (request, container) in [(1, closed), (2, open)] {
+        let lease =
+            fleet.cluster.grant(Replication::One, request, &[1][..request as usize - 1]).await.unwrap();
+        assert_eq!(lease.container, container);
+        let full = ReplicaReport { used_bytes: 15 << 20, ..replica(container) };
+        fleet.held.insert((1, container.0), full);
+        if container == closed {
+            call_scm(&*scm, CloseContainer { container }).await.unwrap();
+            fleet.until(container, |details| details.state == ContainerState::Closed).await;
+        }
+    }
+    let deleted = LogDeletions { batch: 1, blocks: vec![BlockId { container: closed, local: LocalId(1) }] };
+    for number in 2..=3 {
+        fleet.cluster.register(number, 1).await;
+    }
+    (fleet.count, fleet.silent) = (3, vec![1]);
+    fleet.until(open, |details| details.state == ContainerState::Closing).await;
+    let refused = fleet.wish(1, DatanodeWish::Forget, false).await.unwrap_err();
+    assert!(refused.message.starts_with("2 containers (1, 2) have no other replica"), "{refused}");
+    let after = ContainerId(0);
+    assert_eq!(call_scm(&*scm, ListRetirable { after, max: 10 }).await.unwrap(), []);
+
+    fleet.wish(1, DatanodeWish::Forget, true).await.unwrap();
+    assert_eq!(fleet.wish(1, DatanodeWish::Forget, true).await.unwrap_err().status, Status::NotFound);
+    scm.shutdown().await;
+    drop(scm);
+    drop(std::mem::take(&mut fleet.held));
+
+    // Another leader, which begins with no silence at all, says so too, and names them.
+    fleet.cluster = Cluster::open_with(fleet_config(dir.path()), fleet.cluster.clock.clone()).await;
+    let scm = fleet.cluster.scm.clone();
+    fleet.beat().await;
+    assert_eq!(call_scm(&*scm, GetRepair {}).await.unwrap().missing, 2);
+    let missing = Some(ContainerHealth::Missing);
+    let list = ListContainers { after, max: 10, state: None, datanode: None, health: missing };
+    let lost = call_scm(&*scm, list).await.unwrap();
+    assert_eq!(lost.iter().map(|details| details.container).collect::<Vec<_>>(), [closed, open]);
+
+    // Their keys are deleted: OM finds them empty.
+    call_scm(&*scm, deleted).await.unwrap();
+    assert_eq!(call_scm(&*scm, ListRetirable { after, max: 10 }).await.unwrap(), [closed, open]);
+    let ended = vec![wire::ids::LeaseId(1), wire::ids::LeaseId(2)];
+    call_scm(&*scm, SyncLeases { held: Vec::new(), ended }).await.unwrap();
+    for container in [closed, open] {
+        call_scm(&*scm, RetireContainer { container }).await.unwrap();
+        fleet.until(container, |details| details.state == ContainerState::Deleted).await;
+    }
+    let repair = call_scm(&*scm, GetRepair {}).await.unwrap();
+    assert_eq!((repair.missing, repair.under_replicated, repair.deleting), (0, 0, 0));
+    fleet.beat().await;
+    assert_eq!(call_scm(&*scm, GetScmOverview {}).await.unwrap().deletions_pending, 0);
+
+    // It returns all the same: what it has is nobody's any more.
+    fleet.cluster.register(1, 1).await;
+    fleet.silent.clear();
+    fleet.held.insert((1, closed.0), ReplicaReport { is_sealed: true, ..replica(closed) });
+    for _ in 0..8 {
+        fleet.beat().await;
+    }
+    assert!(fleet.held.is_empty());
+    scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn maintenance_waits_for_safety_and_ends_by_itself() {
     let dir = tempfile::tempdir().unwrap();
     let mut fleet = Fleet::open(dir.path(), 3).await;

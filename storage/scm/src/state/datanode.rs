@@ -42,7 +42,8 @@ pub(super) fn set(batch: &mut WriteBatch<'_>, command: &SetDatanode) -> Result<R
 }
 
 /// Strikes off a datanode's replicas, then the datanode. A last VALID replica stays on the books: should the datanode
-/// return against all expectation, its container is readable again.
+/// return against all expectation, its container is readable again. Until then the container counts as missing, and goes
+/// once OM has declared it empty.
 pub(super) fn forget(batch: &mut WriteBatch<'_>, command: &ForgetDatanode) -> Result<Reply, StoreError> {
     let mut struck = Vec::new();
     for id in &command.containers {

@@ -65,6 +65,8 @@ const CACHE_BYTES: usize = 4 << 20;
 const META_DISK_BYTES: u64 = 256 << 20;
 const DATA_DISK_BYTES: u64 = 512 << 20;
 const GROWTH_STEP: u64 = 1 << 20;
+/// So long blocks may keep a closing container from its seal.
+const CLOSING_PATIENCE_MS: u64 = 20_000;
 const RESERVE_BYTES: u64 = 4 << 20;
 /// Longer than a gateway uses a loan; what a gateway failed to give back is reclaimed before the audit ends.
 const OPEN_KEY_EXPIRE_MS: u64 = 26 * 60_000;
@@ -692,6 +694,7 @@ async fn open_datanode(
         growth_step: GROWTH_STEP,
         reserve_bytes: RESERVE_BYTES,
         index_cache_bytes: CACHE_BYTES,
+        closing_patience_ms: CLOSING_PATIENCE_MS,
         node: format!("datanode-{index}"),
         ..DatanodeConfig::new(Vec::new(), CLUSTER)
     };

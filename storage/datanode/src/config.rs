@@ -31,7 +31,8 @@ pub struct DatanodeConfig {
     /// Replicas copied from other datanodes at once. Few: a copy is limited by SCM in bandwidth, not in number.
     pub copies_max: usize,
     /// A block that is still on its way here this long after its container began to close is broken off, so that one slow
-    /// client keeps nobody else's blocks from being sealed and repaired. Long enough for a whole block at 1 MiB/s.
+    /// client keeps nobody else's blocks from being sealed and repaired. Long enough for a whole block over a line of
+    /// 1.2 Mbit/s: a container also closes when it is full, and then nothing is wrong.
     pub closing_patience_ms: u64,
     /// How often recent blocks go to the index off the write path.
     pub index_flush_ms: u64,
@@ -54,7 +55,7 @@ impl DatanodeConfig {
             index_cache_bytes: 16 << 20,
             open_files_max: 512,
             copies_max: 2,
-            closing_patience_ms: 5 * 60 * 1000,
+            closing_patience_ms: 30 * 60 * 1000,
             index_flush_ms: 200,
             index_checkpoint_ms: 5000,
         }

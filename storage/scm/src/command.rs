@@ -178,6 +178,9 @@ pub(crate) struct SetDatanode {
     pub(crate) datanode: DatanodeId,
     pub(crate) operational: OperationalState,
     pub(crate) maintenance_until_ms: Option<UnixMs>,
+    /// Only while so many other datanodes are in service: the check before counted on them.
+    #[serde(default)]
+    pub(crate) others_in_service: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -198,7 +198,12 @@ impl Scm {
                 if let Some((operational, maintenance_until_ms)) =
                     next_operational(row, needing, scene.now_ms)
                 {
-                    let command = command::SetDatanode { datanode: *id, operational, maintenance_until_ms };
+                    let command = command::SetDatanode {
+                        datanode: *id,
+                        operational,
+                        maintenance_until_ms,
+                        others_in_service: None,
+                    };
                     commands.push(Command::SetDatanode(command));
                 }
             }

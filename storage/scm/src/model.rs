@@ -593,7 +593,9 @@ impl World {
 
     fn set(&mut self, id: DatanodeId, operational: OperationalState, until_ms: Option<u64>) {
         let maintenance_until_ms = until_ms.filter(|_| operational == OperationalState::EnteringMaintenance);
-        let command = command::SetDatanode { datanode: id, operational, maintenance_until_ms };
+        let others_in_service = None;
+        let command =
+            command::SetDatanode { datanode: id, operational, maintenance_until_ms, others_in_service };
         self.apply(Command::SetDatanode(command));
     }
 

@@ -3,11 +3,14 @@
 //! Invariants:
 //! * What would take redundancy away is refused and says what would be lost, unless forced.
 //! * Forgetting a datanode never strikes a container's last VALID replica off, forced or not.
+//! * A datanode that speaks is not forgotten, forced or not: it would register again at once, and be in service.
+//! * What was granted because so many others are in service is not done once fewer are.
 //!
 //! Not here: carrying it out (`replication`).
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use consensus::{Priority, Rows, StoreError};
 use wire::block::{DatanodeAddress, Replication};
@@ -39,6 +42,13 @@ use crate::status::count;
 const NAMED_MAX: usize = 5;
 /// Containers of one command at most: each is a few rows.
 const COMMAND_CONTAINERS_MAX: usize = 100;
+/// A wish is looked at again so often if others' wishes come in between.
+const WISH_ATTEMPTS: usize = 8;
+/// A datanode that is to be forgotten may have been switched off a moment ago: it is listened for this long. More than
+/// `write_silence_ms` takes by default, less than callers wait for an answer.
+const LISTEN_MS: u64 = 6000;
+/// How often, meanwhile.
+const LISTEN_STEP_MS: u64 = 200;
 
 impl Scm {
     pub(crate) async fn list_datanodes(&self, leader: &Leader) -> Result<Vec<DatanodeInfo>, Failure> {
@@ -49,17 +59,7 @@ impl Scm {
 
     pub(crate) async fn set_datanode(&self, leader: &Leader, request: SetDatanode) -> Result<(), Failure> {
         let id = request.datanode;
-        let view = self.read().await?;
         let now_ms = self.clock().now_ms();
-        let is_known = self.decide(leader, &view, |scene| Ok(scene.nodes.contains_key(&id)))?;
-        if !is_known {
-            return Err(Failure::new(Status::NotFound, format!("datanode {id} is not known")));
-        }
-        let refusal = self.decide(leader, &view, |scene| scene.refusal(id, request.wish))?;
-        drop(view);
-        if let Some(refusal) = refusal.filter(|_| !request.force) {
-            return Err(Failure::new(Status::Invalid, refusal));
-        }
         let (operational, maintenance_until_ms) = match request.wish {
             DatanodeWish::Decommission => (OperationalState::Decommissioning, None),
             DatanodeWish::Maintenance { until_ms: Some(until_ms) } if until_ms <= now_ms => {
@@ -70,15 +70,86 @@ impl Scm {
             }
             DatanodeWish::Maintenance { until_ms } => (OperationalState::EnteringMaintenance, until_ms),
             DatanodeWish::Recommission => (OperationalState::InService, None),
-            DatanodeWish::Forget => return self.forget_datanode(leader, id).await,
+            DatanodeWish::Forget => {
+                self.check_wish(leader, &request).await?;
+                self.listen_for(leader, id).await?;
+                // It may have been the last to hold something since.
+                self.check_wish(leader, &request).await?;
+                return self.forget_datanode(leader, id).await;
+            }
         };
-        let command = command::SetDatanode { datanode: id, operational, maintenance_until_ms };
         leader.begin_pass_anew();
-        self.propose_checked(Command::SetDatanode(command)).await?;
+        self.propose_wish(leader, &request, operational, maintenance_until_ms).await?;
         // A pass that was under way has counted by the former wish.
         leader.begin_pass_anew();
         tracing::info!(datanode = %id, ?operational, is_forced = request.force, "an operator's wish for a datanode");
         self.attend(leader, None).await
+    }
+
+    /// Refuses a wish that would take redundancy away, unless forced. Answers how many other datanodes are in service.
+    async fn check_wish(&self, leader: &Leader, request: &SetDatanode) -> Result<u64, Failure> {
+        let id = request.datanode;
+        let view = self.read().await?;
+        let (is_known, others) = self.decide(leader, &view, |scene| {
+            Ok((scene.nodes.contains_key(&id), scene.others_in_service(id)))
+        })?;
+        if !is_known {
+            return Err(Failure::new(Status::NotFound, format!("datanode {id} is not known")));
+        }
+        let refusal = self.decide(leader, &view, |scene| scene.refusal(id, request.wish))?;
+        match refusal.filter(|_| !request.force) {
+            Some(refusal) => Err(Failure::new(Status::Invalid, refusal)),
+            None => Ok(others),
+        }
+    }
+
+    /// Proposes a wish as it was checked: looked at again if other datanodes were taken out of service in between.
+    async fn propose_wish(
+        &self,
+        leader: &Leader,
+        request: &SetDatanode,
+        operational: OperationalState,
+        maintenance_until_ms: Option<u64>,
+    ) -> Result<(), Failure> {
+        let takes_out = operational != OperationalState::InService && !request.force;
+        for _ in 0..WISH_ATTEMPTS {
+            let others = self.check_wish(leader, request).await?;
+            let command = command::SetDatanode {
+                datanode: request.datanode,
+                operational,
+                maintenance_until_ms,
+                others_in_service: takes_out.then_some(others),
+            };
+            let reply = self.propose(Command::SetDatanode(command), Priority::Freeing).await?;
+            if !matches!(reply, Reply::Refused(_)) {
+                return Ok(());
+            }
+        }
+        Err(Failure::new(
+            Status::Retry,
+            "other datanodes are taken out of service at the same time: try again",
+        ))
+    }
+
+    /// Waits until a datanode has been silent for as long as one that was switched off.
+    async fn listen_for(&self, leader: &Leader, id: DatanodeId) -> Result<(), Failure> {
+        let mut silence_before_ms = 0;
+        for _ in 0..LISTEN_MS / LISTEN_STEP_MS {
+            let silence_ms = leader.fleet.lock().silence_ms(id, self.clock().steady_ns());
+            if silence_ms >= self.config().write_silence_ms {
+                return Ok(());
+            }
+            if silence_ms < silence_before_ms {
+                // It has just spoken.
+                break;
+            }
+            silence_before_ms = silence_ms;
+            tokio::time::sleep(Duration::from_millis(LISTEN_STEP_MS)).await;
+        }
+        let message = format!(
+            "datanode {id} still speaks and would register again at once: switch it off first, then forget it"
+        );
+        Err(Failure::new(Status::Invalid, message))
     }
 
     async fn forget_datanode(&self, leader: &Leader, id: DatanodeId) -> Result<(), Failure> {
@@ -364,16 +435,21 @@ impl<R: Rows> Scene<'_, R> {
         }
     }
 
+    fn in_service_besides(&self, id: DatanodeId) -> impl Iterator<Item = DatanodeId> {
+        let in_service = self.nodes.iter().filter(|(_, row)| row.operational == OperationalState::InService);
+        in_service.map(|(other, _)| *other).filter(move |other| *other != id)
+    }
+
+    /// As apply counts them: dead or not.
+    fn others_in_service(&self, id: DatanodeId) -> u64 {
+        self.in_service_besides(id).count() as u64
+    }
+
     /// Enough nodes must be left to hold what is here.
     fn refuse_to_empty(&self, id: DatanodeId, at_most: Option<usize>) -> Result<Option<String>, StoreError> {
         let others = self
-            .nodes
-            .iter()
-            .filter(|(other, row)| {
-                **other != id
-                    && row.operational == OperationalState::InService
-                    && self.fleet.liveness(self.config, **other, self.now_ns) != Liveness::Dead
-            })
+            .in_service_besides(id)
+            .filter(|other| self.fleet.liveness(self.config, *other, self.now_ns) != Liveness::Dead)
             .count();
         let mut short = Vec::new();
         each_container(self.rows, ContainerId(0), |container, row| {

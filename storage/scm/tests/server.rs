@@ -793,10 +793,46 @@ async fn decommissioned_node_is_emptied_then_forgotten() {
     // The next one would leave too few.
     let refused = fleet.wish(others[0], DatanodeWish::Decommission, false).await.unwrap_err();
     assert!(refused.message.starts_with("1 container (1) would stay below"), "{refused}");
+    for force in [false, true] {
+        let refused = fleet.wish(leaving, DatanodeWish::Forget, force).await.unwrap_err();
+        assert_eq!(refused.status, Status::Invalid);
+        assert!(refused.message.contains("switch it off first"), "{refused}");
+    }
+    assert_eq!(fleet.info(leaving).await.operational, OperationalInfo::Decommissioned);
+    // Switched off, and forgotten in the same breath.
     fleet.silent = vec![leaving];
-    fleet.wish(leaving, DatanodeWish::Forget, false).await.unwrap();
+    let scm = fleet.cluster.scm.clone();
+    let datanode = DatanodeId(Uuid::from_u128(leaving));
+    let forgetting = call_scm(&*scm, SetDatanode { datanode, wish: DatanodeWish::Forget, force: false });
+    let silence = async {
+        for _ in 0..5 {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            fleet.beat().await;
+        }
+    };
+    tokio::join!(forgetting, silence).0.unwrap();
     assert_eq!(call_scm(&*fleet.cluster.scm, ListDatanodes {}).await.unwrap().len(), 3);
     assert!(is_whole_on(&fleet.details(container).await, &others));
+    fleet.cluster.scm.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_decommissioned_at_once_one_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::open(dir.path(), 4).await;
+    let (_, members) = fleet.closed(1).await;
+    for wish in [DatanodeWish::Decommission, DatanodeWish::Maintenance { until_ms: None }] {
+        let first = fleet.wish(members[0], DatanodeWish::Decommission, false);
+        let (first, second) = tokio::join!(first, fleet.wish(members[1], wish, false));
+        let granted = [first.is_ok(), second.is_ok()];
+        match wish {
+            DatanodeWish::Decommission => assert_eq!(granted, [true, false], "three must be left"),
+            _ => assert_eq!(granted, [true, true], "two are enough while one is away"),
+        }
+        for number in &members {
+            fleet.wish(*number, DatanodeWish::Recommission, false).await.unwrap();
+        }
+    }
     fleet.cluster.scm.shutdown().await;
 }
 

@@ -2,12 +2,15 @@
 //!
 //! Not here: whether they live (leader memory), what they hold (their reports).
 
-use consensus::{StoreError, WriteBatch};
+use std::ops::ControlFlow;
+
+use consensus::{Rows, StoreError, WriteBatch};
+use wire::ids::DatanodeId;
 
 use super::container::save_container;
 use super::{Reply, advance_clock};
 use crate::command::{ForgetDatanode, RegisterDatanode, SetDatanode};
-use crate::schema::{DATANODE, DatanodeRow, OperationalState, container, load, save};
+use crate::schema::{DATANODE, DatanodeRow, OperationalState, container, load, parse_datanode, save, scan};
 
 /// Records a datanode's new life.
 pub(super) fn register(batch: &mut WriteBatch<'_>, command: RegisterDatanode) -> Result<Reply, StoreError> {
@@ -35,10 +38,26 @@ pub(super) fn set(batch: &mut WriteBatch<'_>, command: &SetDatanode) -> Result<R
     let Some(mut row) = load::<DatanodeRow>(batch, DATANODE, &row_key)? else {
         return Ok(Reply::Refused("this datanode is not known"));
     };
+    // Two operators at once, or two leaders: each check alone was right.
+    if let Some(needed) = command.others_in_service
+        && others_in_service(batch, command.datanode)? < needed
+    {
+        return Ok(Reply::Refused("other datanodes were taken out of service meanwhile"));
+    }
     row.operational = command.operational;
     row.maintenance_until_ms = command.maintenance_until_ms;
     save(batch, DATANODE, &row_key, &row)?;
     Ok(Reply::Done)
+}
+
+fn others_in_service(rows: &impl Rows, id: DatanodeId) -> Result<u64, StoreError> {
+    let mut count = 0;
+    scan(rows, DATANODE, &[], None, |row_key, row: DatanodeRow| {
+        let is_other = parse_datanode(row_key)? != id;
+        count += u64::from(is_other && row.operational == OperationalState::InService);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(count)
 }
 
 /// Strikes off a datanode's replicas, then the datanode. A last VALID replica stays on the books: should the datanode

@@ -173,7 +173,23 @@ fn raise(containers: &[u64], now_ms: u64) -> Command {
 
 fn set_datanode(number: u64, operational: schema::OperationalState, until_ms: Option<u64>) -> Command {
     let (datanode, maintenance_until_ms) = (datanode(number), until_ms);
-    Command::SetDatanode(command::SetDatanode { datanode, operational, maintenance_until_ms })
+    let others_in_service = None;
+    Command::SetDatanode(command::SetDatanode {
+        datanode,
+        operational,
+        maintenance_until_ms,
+        others_in_service,
+    })
+}
+
+/// Taken out of service, if so many others stay.
+fn decommission(number: u64, others: u64) -> Command {
+    Command::SetDatanode(command::SetDatanode {
+        datanode: datanode(number),
+        operational: schema::OperationalState::Decommissioning,
+        maintenance_until_ms: None,
+        others_in_service: Some(others),
+    })
 }
 
 fn forget_datanode(number: u64, containers: &[u64], is_last: bool) -> Command {

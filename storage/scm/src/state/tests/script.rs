@@ -8,7 +8,7 @@ use goldenscript::{Command as Line, Context, Runner};
 use wire::ids::ContainerId;
 
 use super::{
-    Core, Reply, add_token_key, begin_copy, close, degrade, delete, delete_replicas, end_copy,
+    Core, Reply, add_token_key, begin_copy, close, decommission, degrade, delete, delete_replicas, end_copy,
     forget_datanode, forget_replicas, give_back, grant, invalidate, pass, raise, register, retire, seal,
 };
 use crate::schema::{LEASE, ReplicaState};
@@ -105,6 +105,7 @@ impl Runner for ScriptRunner {
             "forget-datanode" => {
                 core.apply_twice(&forget_datanode(words.need("node"), &words.list("containers"), true))
             }
+            "decommission" => core.apply_twice(&decommission(words.need("node"), words.need("others"))),
             "add-key" => core.apply_twice(&add_token_key(words.need("after") as u32, now_ms)),
             "show-container" => return Ok(show_container(core, words.need("container"))),
             "show-leases" => return Ok(show_leases(core)),
@@ -232,6 +233,11 @@ fn copies_come_from_sealed_replicas_alone() {
 #[test]
 fn last_valid_replica_stays() {
     run("replica/last_valid");
+}
+
+#[test]
+fn datanodes_taken_out_at_once_leave_as_many_as_was_counted_on() {
+    run("datanode/taken_out_at_once");
 }
 
 #[test]

@@ -287,3 +287,24 @@ async fn five_voters_bear_two_losses() {
     net.heal();
     net.agree(&[1, 2, 3, 4, 5]).await;
 }
+
+#[tokio::test]
+async fn a_learner_that_is_away_does_not_become_a_voter() {
+    let mut net = Net::new(1);
+    let leader = net.leader().await;
+    net.start(2);
+    net.during(leader.change_membership(MembershipChange::AddLearner(member(2)))).await.unwrap();
+    net.agree(&[1, 2]).await;
+    net.isolate(2);
+    net.ticks(10).await;
+    let promoted = net.during(leader.change_membership(MembershipChange::Promote { raft_id: 2 })).await;
+    assert!(
+        matches!(&promoted, Err(ChangeError::Refused(why)) if why.contains("does not answer")),
+        "{promoted:?}"
+    );
+    // The group works and changes on.
+    set(&net, &leader, "a", "b").await.unwrap();
+    net.during(leader.change_membership(MembershipChange::Remove { raft_id: 2, force: false }))
+        .await
+        .unwrap();
+}

@@ -75,6 +75,13 @@ impl<R: Send + 'static> Driver<R> {
                 if !membership.conf_state.learners.contains(raft_id) {
                     return refuse(format!("replica {raft_id} is no learner"));
                 }
+                // It could make the quorum that leaves the joint configuration impossible, and with it every later change.
+                if !self.is_active(*raft_id) {
+                    return refuse(format!(
+                        "replica {raft_id} does not answer: as a voter it would stand in the way of every write; start it, \
+                         or remove it"
+                    ));
+                }
                 let last = self.node.raft.raft_log.last_index();
                 let held = self.node.raft.prs().get(*raft_id).map_or(0, |progress| progress.matched);
                 if held + PROMOTE_LAG_MAX < last {

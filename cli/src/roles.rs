@@ -13,6 +13,7 @@
 //!
 //! Not here: what the roles do; the gateway and the operators' port (`server`).
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use client::http::{
 use client::service::{DatanodeService, Datanodes, OmService, ScmService, call_om, call_scm};
 use consensus::{Marker, PeerEndpoint, PeerTransport, Place};
 use datanode::DatanodeConfig;
+use futures_util::future::join_all;
 use meta::OmConfig;
 use peers::{HttpPeers, peer_router};
 use platform::disk::Directory;
@@ -36,6 +38,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use wire::block::DatanodeAddress;
 use wire::cluster_key::ClusterKey;
+use wire::group::GroupInfo;
 use wire::host::HostPort;
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::operator::GetGroup;
@@ -77,7 +80,7 @@ impl Roles {
     ) -> anyhow::Result<Self> {
         let key = cluster.key()?;
         let cluster_key = ClusterKey::new(cluster.id, key);
-        refuse_twin(config, &cluster_key).await?;
+        refuse_twins(config, &cluster_key).await?;
         let listener = match config.internal.transport {
             Transport::InProcess if !config.is_cluster() => None,
             _ => Some(bind("internal.address", config.internal.address).await?),
@@ -174,11 +177,14 @@ impl Roles {
     }
 }
 
-/// Refuses to start a replica whose place another process holds: nobody may answer at this node's own address before it
-/// listens there. Two replicas under one raft id, one of them from a copied directory, would vote twice.
-async fn refuse_twin(config: &Config, key: &ClusterKey) -> anyhow::Result<()> {
+/// Refuses to start a replica whose place another process holds: two replicas under one raft id, one of them from a copied
+/// directory, would vote twice. Nobody may answer at this node's own address before it listens there, and no other node may
+/// answer under its raft id: those of the configuration and those remembered are asked, and whoever they say has that id.
+///
+/// Who does not answer in time is left to the peers, which listen to one of two (`consensus`).
+async fn refuse_twins(config: &Config, key: &ClusterKey) -> anyhow::Result<()> {
     let has_replica = config.has_role(Role::Om) || config.has_role(Role::Scm);
-    let Some(address) = config.advertised()?.filter(|_| config.is_cluster() && has_replica) else {
+    let Some(own) = config.advertised()?.filter(|_| config.is_cluster() && has_replica) else {
         return Ok(());
     };
     let internal = &config.internal;
@@ -188,23 +194,59 @@ async fn refuse_twin(config: &Config, key: &ClusterKey) -> anyhow::Result<()> {
     };
     let stubs =
         Stubs::of_node(TransportConfig { tls, ..TransportConfig::new(key.clone(), &config.node.name) });
-    let asked = async {
-        let om = OmStub::new(stubs.clone(), address.clone());
-        let scm = ScmStub::new(stubs.clone(), address.clone());
-        match call_om(&om, GetGroup {}).await {
-            Ok(group) => Some(group),
-            Err(_) => call_scm(&scm, GetGroup {}).await.ok(),
+    let raft_id = |group: Group| anyhow::Ok(config.place(group)?.map(|place| place.member.raft_id));
+    let (om_id, scm_id) = (raft_id(Group::Om)?, raft_id(Group::Scm)?);
+    let contacts = contacts::read(&contacts::file(&config.data_dir));
+    let configured = config.meta.iter().map(|meta| meta.address.clone());
+    let mut known: BTreeSet<HostPort> = configured.chain(contacts).chain([own.clone()]).collect();
+    let mut round: Vec<HostPort> = known.iter().cloned().collect();
+    // The second round is of those whom the first one named.
+    for _ in 0..2 {
+        let mut named = Vec::new();
+        let answers = round.iter().map(|address| groups_at(&stubs, address));
+        for (address, groups) in round.iter().zip(join_all(answers).await) {
+            for (group, mine) in groups.iter().zip([om_id, scm_id]) {
+                let Some((group, mine)) = group.as_ref().zip(mine) else { continue };
+                if *address == own || group.raft_id == mine {
+                    return Err(twin_refusal(config, group, address, &own).context(Unusable));
+                }
+                let of_mine = group.members.iter().filter(|info| info.member.raft_id == mine);
+                named.extend(of_mine.map(|info| info.member.address.clone()));
+            }
         }
-    };
-    // Whoever is slow to answer will be found by the listener, or by the others' refusals.
-    let Ok(Some(group)) = tokio::time::timeout(TWIN_PATIENCE, asked).await else { return Ok(()) };
-    let refusal = anyhow::anyhow!(
-        "a replica with raft id {} answers at {address}, this node's own address, before this node has started: is another \
-         server running from this directory or a copy of it? Stop one of the two; a node of its own is made by `ferrozone \
-         cluster add-node`",
-        group.raft_id
+        round = named.into_iter().filter(|address| known.insert(address.clone())).collect();
+    }
+    Ok(())
+}
+
+/// OM and SCM at an address, as far as they answer soon.
+async fn groups_at(stubs: &Arc<Stubs>, address: &HostPort) -> [Option<GroupInfo>; 2] {
+    let om = OmStub::new(stubs.clone(), address.clone());
+    let scm = ScmStub::new(stubs.clone(), address.clone());
+    let (om, scm) = tokio::join!(
+        tokio::time::timeout(TWIN_PATIENCE, call_om(&om, GetGroup {})),
+        tokio::time::timeout(TWIN_PATIENCE, call_scm(&scm, GetGroup {})),
     );
-    Err(refusal.context(Unusable))
+    [om.ok().and_then(Result::ok), scm.ok().and_then(Result::ok)]
+}
+
+fn twin_refusal(config: &Config, twin: &GroupInfo, address: &HostPort, own: &HostPort) -> anyhow::Error {
+    let GroupInfo { group, raft_id, .. } = twin;
+    if address == own {
+        return anyhow::anyhow!(
+            "a replica with raft id {raft_id} answers at {own}, this node's own address, before this node has started: is \
+             another server running from this directory or a copy of it? Stop one of the two; a node of its own is made by \
+             `ferrozone cluster add-node`"
+        );
+    }
+    let listed = twin.members.iter().find(|info| info.member.raft_id == *raft_id);
+    let node = listed.map_or("a node", |info| info.member.node.as_str());
+    anyhow::anyhow!(
+        "{group} replica {raft_id} already runs: {node} answers under that raft id at {address}, and {} has a copy of its data. \
+         Two of them would vote twice. If the copy is to take its place, stop the one at {address} first and for good; else \
+         wipe this directory: a node of its own is made by `ferrozone cluster add-node`",
+        config.data_dir.display()
+    )
 }
 
 /// How this node reaches others and is reached by them.

@@ -224,3 +224,28 @@ fn mistakes_in_a_configuration_are_refused_with_what_to_do() {
     let list = cluster.run(&node, "admin datanode list").good();
     assert!(list.contains(&datanode) && list.contains(" live "), "{list}");
 }
+
+#[test]
+fn meta_node_from_a_copied_directory_is_refused_beside_the_first() {
+    let mut cluster = Cluster::make(3, &[]);
+    cluster.start_all();
+    let [first, original] = [0, 1].map(|index| cluster.hosts[index].clone());
+    cluster.run(&first, "sh bucket create /s3v/photos").good();
+    // Under another name and another address, as a restored backup of the machine would come up.
+    let twin = free_hosts(1).remove(0);
+    let twin_dir = cluster.dir.path().join("cluster/twin");
+    let copied =
+        std::process::Command::new("cp").arg("-r").arg(cluster.file(&original, "")).arg(&twin_dir).status();
+    assert!(copied.unwrap().success());
+    edit(&twin_dir.join("node.toml"), &original, &twin);
+    let _ = std::fs::remove_file(twin_dir.join("data/endpoints.json"));
+    let server = cluster.start("twin");
+    assert_eq!(wait_until("its end", || server.ended()), 78);
+    let said = server.said();
+    assert!(said.contains("already runs") && said.contains(&original), "{said}");
+    // The first is none the worse, and restarts at once.
+    cluster.kill(&original);
+    cluster.start(&original);
+    cluster.wait_ready(&original);
+    cluster.run(&original, "sh bucket create /s3v/more").good();
+}

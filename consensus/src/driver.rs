@@ -24,6 +24,7 @@
 
 mod clocks;
 mod deaf;
+mod greetings;
 mod install;
 mod membership;
 mod room;
@@ -253,6 +254,8 @@ impl<R: Send + 'static> Driver<R> {
             Input::Send(to, number, event) => self.note_send(to, number, event),
             Input::Change(change, reply) => self.change(change, reply),
             Input::Transfer(to, reply) => self.transfer(to, reply),
+            Input::Ask(question) => self.ask(question),
+            Input::Asked(member, number) => self.send_empty(&member, 0, number),
             Input::Tick if !is_closing => self.tick(),
             Input::Packet(_) | Input::Tick | Input::Wake => {}
             Input::Stop => self.shared.stop_wanted.store(true, Ordering::Release),
@@ -261,6 +264,7 @@ impl<R: Send + 'static> Driver<R> {
 
     fn tick(&mut self) {
         self.now += 1;
+        self.ask_who_lives();
         if self.installing.is_some() {
             return;
         }
@@ -439,6 +443,9 @@ impl<R: Send + 'static> Driver<R> {
             marks: self.marks_to_send(),
             sent_ms: wire::clock::now_ms(),
             room: self.room.own().to_wire(),
+            life: self.shared.life,
+            question: 0,
+            answer: 0,
         }
     }
 

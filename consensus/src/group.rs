@@ -38,6 +38,7 @@ use crate::backup::Backup;
 use crate::driver::{APPLY_INBOX, Driver, Install, Place, Room};
 use crate::error::{ChangeError, OpenError, ProposeError, ReadError, SnapshotError, StoreError};
 use crate::incoming::{Incoming, IncomingConfig};
+use crate::lives::Heard;
 use crate::log::{Identity, Log, LogConfig, SegmentedLog};
 use crate::logger::raft_logger;
 use crate::machine::StateMachine;
@@ -87,6 +88,13 @@ const LOG_KEEP_ENTRIES: u64 = 100_000;
 
 /// Inputs to the raft thread besides proposals: wake-ups and a stop.
 const INBOX_EXTRA: usize = 1024;
+
+/// Why a packet of a process that nobody knows yet is dropped.
+const DOUBTED: &str = "its sender's life is new here, and its address is still being asked";
+
+/// Why a packet of a second process under one raft id is refused.
+const TWIN: &str = "another process runs under its sender's raft id, at the address where that replica is known: stop one \
+                    of the two, and wipe the directory of the one that was copied";
 
 /// How a group is opened.
 #[derive(Clone)]
@@ -333,8 +341,40 @@ impl<R> Handle<R> {
         if head.to_raft_id != self.raft_id || head.to_incarnation != self.incarnation {
             return Err("it is for another replica, or another life of this one");
         }
+        if head.from.raft_id == self.raft_id {
+            return Err("its sender says that it is this replica: two processes run under one raft id");
+        }
         let membership = Arc::clone(&self.shared.membership.lock());
-        membership.admits(head.from.raft_id, head.from.incarnation)
+        membership.admits(head.from.raft_id, head.from.incarnation)?;
+        if head.question != 0 {
+            // Whoever asks hears the truth, also one who is doubted here: two that doubt one another would wait for ever.
+            let _ = self.inbox.try_send(Input::Asked(Box::new(head.from.clone()), head.question));
+        }
+        let recorded = membership.members.get(&head.from.raft_id).map(|member| &member.address);
+        let heard = self.shared.lives.lock().hear(&head.from, head.life, head.answer, recorded);
+        match heard {
+            Heard::Current => Ok(()),
+            Heard::Doubted(question) => {
+                if let Some(question) = question {
+                    let _ = self.inbox.try_send(Input::Ask(question));
+                }
+                Err(DOUBTED)
+            }
+            Heard::Twin(known) => {
+                if let Some(known) = known {
+                    tracing::error!(
+                        group = %self.shared.name,
+                        raft_id = head.from.raft_id,
+                        node = %head.from.node,
+                        refused = %head.from.address,
+                        answers = %known,
+                        "two processes run under one raft id, one of them from a copied directory: stop the one that is \
+                         refused and wipe its directory; a node of its own is made by `ferrozone cluster add-node`"
+                    );
+                }
+                Err(TWIN)
+            }
+        }
     }
 }
 
@@ -588,10 +628,16 @@ impl<M: StateMachine> PeerEndpoint for Group<M> {
 
     async fn receive(&self, batch: Bytes) -> Result<(), Failure> {
         let handle = &self.handle;
-        let packet = decode(&batch, |head| handle.admit(head)).map_err(|why| {
-            handle.shared.metrics.packets_refused.increment(1);
-            Failure::new(Status::Invalid, format!("a batch of messages is refused: {why}"))
-        })?;
+        let packet = match decode(&batch, |head| handle.admit(head)) {
+            Ok(packet) => packet,
+            // It is lost like any other, and nobody need hear of it: who has restarted is doubted for a moment.
+            Err(DOUBTED) => return Ok(()),
+            Err(why) => {
+                handle.shared.metrics.packets_refused.increment(1);
+                let text = format!("a batch of messages is refused: {why}");
+                return Err(Failure::new(Status::Invalid, text));
+            }
+        };
         match handle.inbox.try_send(Input::Packet(Box::new(packet))) {
             Ok(()) => Ok(()),
             // Raft sends anew what still matters.

@@ -18,6 +18,7 @@
 //! | `terms` | what a daemon does only while its replica leads |
 //! | `marker` | a note that a replica has lived |
 //! | `members` | who belongs to the group |
+//! | `lives` | which process speaks for a peer, if there are two |
 //! | `peer`, `packet` | the network as the driver sees it; what goes over it |
 //! | `apply` | the apply thread: transactions, replies, checkpoints |
 //! | `storage` | raft's view of the log |
@@ -40,6 +41,7 @@ mod driver;
 mod error;
 mod group;
 mod incoming;
+mod lives;
 mod log;
 mod logger;
 mod machine;

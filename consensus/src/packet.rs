@@ -58,6 +58,15 @@ pub(crate) struct Head {
     /// What the sender's disk lets pass: 0 everything, 1 commands that free space, 2 nothing.
     #[serde(default)]
     pub(crate) room: u8,
+    /// The sender's process, drawn when it opened the group.
+    #[serde(default)]
+    pub(crate) life: u64,
+    /// A question who lives at the receiver's address, 0 for none.
+    #[serde(default)]
+    pub(crate) question: u64,
+    /// The question that this answers, 0 for none.
+    #[serde(default)]
+    pub(crate) answer: u64,
 }
 
 /// A packet whose head was checked.
@@ -206,6 +215,9 @@ mod tests {
             marks: vec![Mark { raft_id: 1, index: 10_000, hash: (1, 2) }],
             sent_ms: 300,
             room: 1,
+            life: 9,
+            question: 0,
+            answer: 0,
         }
     }
 

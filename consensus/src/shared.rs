@@ -8,11 +8,12 @@ use parking_lot::{Mutex, RwLock};
 use platform::watch;
 use tokio::sync::oneshot;
 
-use wire::group::{MemberInfo, MembershipChange};
+use wire::group::{Member, MemberInfo, MembershipChange};
 
 use crate::driver::{Install, SendEvent};
 use crate::error::{ChangeError, ProposeError, ReadError, StoreError};
 use crate::group::{GroupStatus, Leadership, Priority};
+use crate::lives::{self, Lives, Question};
 use crate::members::Membership;
 use crate::metrics::Metrics;
 use crate::packet::{Mark, Packet};
@@ -42,6 +43,10 @@ pub(crate) enum Input<R> {
     Install(Box<Install>),
     /// What became of a snapshot for a peer; the number says which.
     Send(u64, u64, SendEvent),
+    /// Somebody may live under a peer's raft id: its address is to be asked.
+    Ask(Question),
+    /// A peer asks who lives here; the number goes back.
+    Asked(Box<Member>, u64),
     Tick,
     /// Something that the raft thread looks at has changed: apply has room again, or made a checkpoint.
     Wake,
@@ -83,6 +88,10 @@ pub(crate) struct Shared {
     pub(crate) membership: Mutex<Arc<Membership>>,
     /// The members as the raft thread last saw them.
     pub(crate) member_infos: Mutex<Vec<MemberInfo>>,
+    /// This process, among all that ever ran as this replica.
+    pub(crate) life: u64,
+    /// The processes that speak for peers.
+    pub(crate) lives: Mutex<Lives>,
     /// This replica's hashes at indices that all replicas mark.
     marks: Mutex<Vec<Mark>>,
     /// This replica is the only one there is: nobody else could lead.
@@ -127,6 +136,8 @@ impl Shared {
             leadership: Mutex::new(Some(watch::Sender::new(leadership))),
             membership: Mutex::new(Arc::new(membership)),
             member_infos: Mutex::default(),
+            life: lives::draw(),
+            lives: Mutex::default(),
             marks: Mutex::default(),
             alone: AtomicBool::new(false),
             stop_wanted: AtomicBool::new(false),

@@ -288,6 +288,106 @@ async fn five_voters_bear_two_losses() {
     net.agree(&[1, 2, 3, 4, 5]).await;
 }
 
+fn address_of(observer: &Group<Registers>, raft_id: u64) -> String {
+    let info = observer.info();
+    let listed = info.members.iter().find(|info| info.member.raft_id == raft_id).unwrap();
+    listed.member.address.as_str().to_owned()
+}
+
+#[tokio::test]
+async fn a_copied_replica_never_counts_beside_the_one_it_was_copied_from() {
+    const COPY: u64 = 101;
+    let mut net = Net::new(3);
+    let leader = net.leader().await;
+    set(&net, &leader, "a", "before the copy").await.unwrap();
+    net.agree(&[1, 2, 3]).await;
+    let copied = others(&[1, 2, 3], id(&leader))[0];
+    let third = 6 - id(&leader) - copied;
+    net.stop(copied).await;
+    let dir = net.copy(copied);
+    net.start(copied);
+    set(&net, &leader, "a", "after the copy").await.unwrap();
+    net.agree(&[1, 2, 3]).await;
+
+    let copy = net.start_elsewhere(COPY, copied, dir);
+    let (term, applied) = (leader.status().term, copy.status().applied_index);
+    net.ticks(100).await;
+    assert!(leader.status().is_leader && leader.status().term == term, "its wish to lead disturbs nobody");
+    assert_eq!(copy.status().applied_index, applied, "nobody sends it anything");
+    let home = member(copied).address;
+    for observer in [id(&leader), third] {
+        assert_eq!(address_of(&net.group(observer), copied), home.as_str());
+        let (_, _, packet) =
+            net.past().into_iter().rev().find(|(from, to, _)| (*from, *to) == (COPY, observer)).unwrap();
+        let refused = net.group(observer).receive(packet).await.unwrap_err();
+        assert!(refused.message.contains("stop one of the two"), "{refused}");
+    }
+
+    // Two of the three that are left elect, and they are not the copy and another one.
+    let lost = id(&leader);
+    drop(leader);
+    net.isolate(lost);
+    let next = net.leader_among(&[copied, third]).await;
+    set(&net, &next, "a", "without the leader").await.unwrap();
+    net.ticks(50).await;
+    assert!(!copy.status().is_leader && copy.status().applied_index == applied);
+    net.heal();
+    net.agree(&[1, 2, 3]).await;
+}
+
+#[tokio::test]
+async fn a_replica_and_its_copy_that_start_at_once_have_one_vote() {
+    const COPY: u64 = 101;
+    let mut net = Net::new(3);
+    let leader = net.leader().await;
+    set(&net, &leader, "a", "b").await.unwrap();
+    net.agree(&[1, 2, 3]).await;
+    drop(leader);
+    for raft_id in [1, 2, 3] {
+        net.stop(raft_id).await;
+    }
+    let dir = net.copy(1);
+    let copy = net.start_elsewhere(COPY, 1, dir);
+    for raft_id in [1, 2, 3] {
+        net.start(raft_id);
+    }
+    // Each of them hears the others; those who count the first one do not count its copy.
+    let leader = net.leader_among(&[1, 2, 3]).await;
+    net.ticks(100).await;
+    assert!(!copy.status().is_leader);
+    set(&net, &leader, "a", "c").await.unwrap();
+    net.agree(&[1, 2, 3]).await;
+    for observer in [2, 3] {
+        assert_eq!(address_of(&net.group(observer), 1), member(1).address.as_str());
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_restarts_is_heard_at_once_and_one_that_moves_after_a_second() {
+    let mut net = Net::new(3);
+    let leader = net.leader().await;
+    let moved = others(&[1, 2, 3], id(&leader))[0];
+    net.stop(moved).await;
+    set(&net, &leader, "a", "meanwhile").await.unwrap();
+    let again = net.start(moved);
+    net.ticks(4).await;
+    assert_eq!(again.status().applied_index, leader.status().applied_index);
+    drop(again);
+    let again = net.kill(moved);
+    set(&net, &leader, "a", "after a crash").await.unwrap();
+    net.ticks(4).await;
+    assert_eq!(again.status().applied_index, leader.status().applied_index);
+
+    drop(again);
+    net.stop(moved).await;
+    set(&net, &leader, "a", "meanwhile").await.unwrap();
+    let dir = net.copy(moved);
+    let elsewhere = net.start_elsewhere(102, moved, dir);
+    net.ticks(16).await;
+    assert_eq!(elsewhere.status().applied_index, leader.status().applied_index);
+    assert_eq!(address_of(&leader, moved), "elsewhere102:9002");
+}
+
 #[tokio::test]
 async fn a_learner_that_is_away_does_not_become_a_voter() {
     let mut net = Net::new(1);

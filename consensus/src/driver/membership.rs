@@ -192,6 +192,7 @@ impl<R: Send + 'static> Driver<R> {
         *self.shared.membership.lock() = Arc::new(self.membership.clone());
         let former = &self.membership.former;
         self.routes.retain(|id, _| !former.contains(id));
+        self.shared.lives.lock().forget(former);
         if former.contains(&me) {
             tracing::warn!(group = %self.shared.name, raft_id = me, "this replica was removed from its group");
         }

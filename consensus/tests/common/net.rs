@@ -48,6 +48,8 @@ pub(crate) enum SnapshotFault {
 #[derive(Default)]
 struct Wires {
     endpoints: BTreeMap<u64, Group<Registers>>,
+    /// Endpoints that have another number than their raft id, by their address.
+    elsewhere: BTreeMap<HostPort, u64>,
     /// Ways that are cut, by sender and receiver.
     cut: BTreeSet<(u64, u64)>,
     /// Batches that wait, in the order in which they will arrive.
@@ -74,8 +76,9 @@ struct End {
 impl PeerTransport for End {
     fn send(&self, _group: &str, to: &Member, batch: Bytes) {
         let mut wires = self.wires.lock().unwrap();
-        wires.queue.push((self.from, to.raft_id, batch.clone()));
-        wires.past.push((self.from, to.raft_id, batch));
+        let to = wires.elsewhere.get(&to.address).copied().unwrap_or(to.raft_id);
+        wires.queue.push((self.from, to, batch.clone()));
+        wires.past.push((self.from, to, batch));
     }
 
     async fn send_snapshot(
@@ -184,6 +187,34 @@ impl Net {
         let node = Some(u32::try_from(raft_id).unwrap());
         let group = platform::node::enter(node, || Group::open(config, Registers::new()).unwrap());
         self.wires.lock().unwrap().endpoints.insert(raft_id, group.clone());
+        group
+    }
+
+    /// A copy of a replica's directory, which nobody may have open.
+    pub(crate) fn copy(&self, raft_id: u64) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        super::copy_dir(self.dirs[&raft_id].path(), copy.path());
+        copy
+    }
+
+    /// Opens a replica in another directory and at another address, as the endpoint of this number.
+    pub(crate) fn start_elsewhere(
+        &mut self,
+        number: u64,
+        raft_id: u64,
+        dir: tempfile::TempDir,
+    ) -> Group<Registers> {
+        let address = HostPort::new(&format!("elsewhere{number}:9002")).unwrap();
+        let mut config = self.config(raft_id);
+        config.disk = consensus::directory(dir.path()).unwrap();
+        config.member = Some(Member { address: address.clone(), ..member(raft_id) });
+        config.transport = Some(Arc::new(End { from: number, wires: Arc::clone(&self.wires) }));
+        self.dirs.insert(number, dir);
+        let node = Some(u32::try_from(number).unwrap());
+        let group = platform::node::enter(node, || Group::open(config, Registers::new()).unwrap());
+        let mut wires = self.wires.lock().unwrap();
+        wires.elsewhere.insert(address, number);
+        wires.endpoints.insert(number, group.clone());
         group
     }
 

@@ -10,18 +10,19 @@
 //! Not here: the file (consensus), adding more nodes afterwards (`admin_cli::membership`).
 
 use std::fs::File;
-use std::io::{BufReader, Write};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use admin::{BackupStream, Backups};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use consensus::BackupInfo;
 use meta::OmConfig;
 use scm::ScmConfig;
 
 use crate::config::Config;
+use crate::fresh_file::FreshFile;
 use crate::identity::Cluster;
 use crate::reach::Api;
 use crate::roles::{om_config, restored_place, scm_config};
@@ -46,38 +47,15 @@ impl Backups for LocalBackups {
 
 /// Keeps a group's backup in `file`, which must not exist; answers its length.
 pub(crate) async fn keep(api: &Api, group: &str, file: &Path) -> anyhow::Result<u64> {
-    if file.exists() {
-        bail!("{} exists: a backup never replaces another one", file.display());
-    }
-    let mut name = file.file_name().context("the backup needs a file name")?.to_owned();
-    name.push(".part");
-    let part = file.with_file_name(name);
-    let kept = fetch(api, group, &part).await.and_then(|length| {
-        std::fs::rename(&part, file).with_context(|| format!("name the backup {}", file.display()))?;
-        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir).and_then(|dir| dir.sync_all()).context("sync the backup's directory")?;
-        Ok(length)
-    });
-    if kept.is_err() {
-        // Half a backup is none.
-        let _ = std::fs::remove_file(&part);
-    }
-    kept
-}
-
-async fn fetch(api: &Api, group: &str, part: &Path) -> anyhow::Result<u64> {
-    use std::os::unix::fs::OpenOptionsExt;
     // It holds sealed secrets and everybody's names.
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(part).with_context(|| format!("write {}", part.display()))?;
+    let mut kept = FreshFile::begin(file, 0o600)?;
     let mut length = 0;
     api.download(&format!("/api/v1/groups/{group}/backup"), |piece| {
         length += piece.len() as u64;
-        file.write_all(piece).with_context(|| format!("write {}", part.display()))
+        kept.write(piece)
     })
     .await?;
-    file.sync_all().with_context(|| format!("sync {}", part.display()))?;
+    kept.keep()?;
     Ok(length)
 }
 

@@ -11,6 +11,10 @@
 //! Invariants:
 //! * Raft ids are given out once: `nodes.json` remembers the next, whatever has been removed since.
 //! * Nothing that exists is overwritten. Secrets are readable by their owner alone.
+//! * A directory appears whole: what was broken off is made again by the same command. (A killed `init` may leave
+//!   `.OUT.*` beside OUT, which nothing reads.)
+//! * Files of the first voters name the first voters. Those made later name the nodes with OM and SCM as `nodes.json` knows
+//!   them by then: a node that starts for the first time has nobody else to ask.
 //!
 //! Not here: what the keys mean (`config`, `topology`), how certificates are made (`certificates`).
 
@@ -28,12 +32,17 @@ use wire::host::HostPort;
 
 use crate::certificates::{Authority, write_private};
 use crate::config::{Config, Replicas};
+use crate::fresh_file::FreshDirectory;
 use crate::identity::{Cluster, Credentials, read_json, write_json};
 use crate::topology::{MetaNode, Role};
 
 /// Port of the internal listener where none is given; S3 is then on 9000 and the operators' port on 9001, as without a
 /// cluster.
 const INTERNAL_PORT: u16 = 9002;
+
+/// Nodes with OM and SCM that a later node's file names: as many as two groups may have, and fewer than a node may know
+/// (`client::failover`), lest those that are gone crowd out those that are.
+const NAMED_MAX: usize = 9;
 
 /// Arguments of `ferrozone cluster`.
 #[derive(Debug, Args)]
@@ -91,6 +100,9 @@ struct AddNodeArgs {
     /// Its number in the Raft groups, if it has OM or SCM [default: the next that was never used].
     #[arg(long)]
     raft_id: Option<u64>,
+    /// Nodes with OM and SCM that are gone for good: files made from now on do not name them as somebody to ask.
+    #[arg(long, value_delimiter = ',', value_name = "NODES")]
+    gone: Vec<String>,
 }
 
 /// A host as the command line names it.
@@ -160,6 +172,7 @@ struct Nodes {
     tls: bool,
     /// Replicas of a key, unless an operator says otherwise.
     replication: Replicas,
+    /// Those with OM and SCM that a new node's file names: the first voters, and those added since that are not gone.
     meta: Vec<MetaNode>,
     /// All nodes made so far: name and internal address.
     nodes: Vec<(String, HostPort)>,
@@ -216,8 +229,8 @@ fn init(args: &InitArgs) -> anyhow::Result<String> {
     let credentials = Credentials::random();
     let authority = Authority::random(&cluster.id.to_string())?;
 
-    make_dir(out)?;
-    let ca = out.join("ca");
+    let fresh = FreshDirectory::begin(out)?;
+    let ca = fresh.path().join("ca");
     make_dir(&ca)?;
     authority.write(&ca)?;
     write_json(&ca.join("cluster.json"), &cluster)?;
@@ -225,8 +238,11 @@ fn init(args: &InitArgs) -> anyhow::Result<String> {
     write_json(&ca.join("nodes.json"), &nodes)?;
     fs::write(ca.join("README"), CA_README).context("write README")?;
     for plan in &plans {
-        write_node(out, plan, &nodes, &cluster, &credentials, &authority)?;
+        let dir = fresh.path().join(&plan.name);
+        make_dir(&dir)?;
+        write_node(&dir, plan, &nodes, &cluster, &credentials, &authority)?;
     }
+    fresh.keep()?;
     Ok(tell_init(out, &plans, &nodes, &credentials))
 }
 
@@ -330,22 +346,52 @@ fn add_node(args: &AddNodeArgs) -> anyhow::Result<String> {
     let plan = Plan { name: name.clone(), host: args.host.clone(), roles: args.roles.clone(), joining };
     nodes.nodes = others;
     nodes.nodes.push((name, plan.host.address.clone()));
-    // Before the node's files: an id that is written down twice could be used twice.
+    forget_gone(&mut nodes.meta, &args.gone)?;
+    let dir = args.from.join(&plan.name);
+    let fresh = FreshDirectory::begin(&dir)?;
+    // It names others, and not itself.
+    write_node(fresh.path(), &plan, &nodes, &cluster, &credentials, &authority)?;
+    name_meta_node(&mut nodes.meta, &plan);
+    // Before the node's files have their place: an id that is written down twice could be used twice.
     write_json(&file, &nodes)?;
-    write_node(&args.from, &plan, &nodes, &cluster, &credentials, &authority)?;
+    fresh.keep()?;
     Ok(tell_added(&args.from, &plan))
 }
 
+/// Strikes out those that an operator calls gone.
+fn forget_gone(meta: &mut Vec<MetaNode>, gone: &[String]) -> anyhow::Result<()> {
+    for name in gone {
+        let Some(index) = meta.iter().position(|entry| entry.name == *name) else {
+            let known: Vec<&str> = meta.iter().map(|entry| entry.name.as_str()).collect();
+            bail!("--gone {name}: no file names such a node with OM and SCM; there are {}", known.join(", "));
+        };
+        if meta.len() == 1 {
+            bail!("--gone {name}: a new node would have nobody to ask; there is no other with OM and SCM");
+        }
+        meta.remove(index);
+    }
+    Ok(())
+}
+
+/// Remembers a node with OM and SCM for the files to come. Whoever had its address is gone.
+fn name_meta_node(meta: &mut Vec<MetaNode>, plan: &Plan) {
+    let Some((raft_id, incarnation)) = plan.joining else { return };
+    let address = plan.host.address.clone();
+    meta.retain(|entry| entry.address != address);
+    meta.push(MetaNode { name: plan.name.clone(), raft_id, address, incarnation });
+    let surplus = meta.len().saturating_sub(NAMED_MAX);
+    meta.drain(..surplus);
+}
+
+/// Makes a node's files in `dir`.
 fn write_node(
-    out: &Path,
+    dir: &Path,
     plan: &Plan,
     nodes: &Nodes,
     cluster: &Cluster,
     credentials: &Credentials,
     authority: &Authority,
 ) -> anyhow::Result<()> {
-    let dir = out.join(&plan.name);
-    make_dir(&dir)?;
     let mut names = BTreeSet::from([plan.host.address.host().to_owned(), plan.name.clone()]);
     if plan.host.loopback().is_some() {
         names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
@@ -413,7 +459,12 @@ fn node_toml(plan: &Plan, nodes: &Nodes, cluster: &Cluster) -> String {
             ));
         }
     }
-    text.push_str("\n# The first voters of OM's and SCM's groups: the same on every node. Later ones are known to Raft.\n");
+    let is_first = nodes.meta.iter().any(|entry| entry.name == plan.name);
+    text.push_str(if is_first {
+        "\n# The first voters of OM's and SCM's groups. Later ones are known to Raft.\n"
+    } else {
+        "\n# Nodes with OM and SCM when this file was made: whom this node asks at its first start. Then it knows all members.\n"
+    });
     for entry in &nodes.meta {
         text.push_str(&format!(
             "[[meta]]\nname = {}\nraft_id = {}\naddress = \"{}\"\nincarnation = \"{}\"\n",
@@ -433,7 +484,7 @@ ca.key            signs certificates of this cluster's nodes; whoever has it can
 ca.pem            the authority's certificate; every node has a copy
 cluster.json      the cluster's id and key; every node has a copy
 credentials.json  the root user's access key and secret; every node has a copy
-nodes.json        nodes made so far, and the next raft id
+nodes.json        nodes made so far, whom a new one asks, and the next raft id
 
 `ferrozone cluster add-node --from` the directory above reads it to make the files of one more node.
 ";
@@ -595,6 +646,64 @@ mod tests {
             let error = format!("{:#}", cluster(&out, line).unwrap_err());
             assert!(error.contains(part), "{part:?} not in {error:?}");
         }
+    }
+
+    #[test]
+    fn added_node_finds_the_group_when_the_first_ones_are_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("cluster");
+        cluster(&out, "init --hosts m1,m2,m3 --out OUT").unwrap();
+        let asked = |node: &str| -> Vec<String> {
+            let config = load(&out, node);
+            config.check_cluster().unwrap();
+            config.meta.iter().map(|entry| entry.address.as_str().to_owned()).collect()
+        };
+        for host in ["m4", "m5"] {
+            cluster(&out, &format!("add-node --from OUT --host {host} --roles om,scm,admin")).unwrap();
+        }
+        // A node with OM joins, and so is not among those whom it asks.
+        assert_eq!(asked("m5"), ["m1:9002", "m2:9002", "m3:9002", "m4:9002"]);
+        // A wiped machine returns under another name: its old one is gone.
+        cluster(&out, "add-node --from OUT --host m2 --name m2b --roles om,scm").unwrap();
+        assert!(load(&out, "m2b").place(Group::Om).unwrap().unwrap().is_joining);
+        cluster(&out, "add-node --from OUT --host d1 --roles datanode").unwrap();
+        assert_eq!(asked("d1"), ["m1:9002", "m3:9002", "m4:9002", "m5:9002", "m2:9002"]);
+        let told = "add-node --from OUT --host g1 --roles gateway --gone m1,m3";
+        cluster(&out, told).unwrap();
+        assert_eq!(asked("g1"), ["m4:9002", "m5:9002", "m2:9002"]);
+        cluster(&out, "add-node --from OUT --host d2 --roles datanode").unwrap();
+        assert_eq!(asked("d2"), asked("g1"), "what is gone stays gone");
+        for (gone, part) in [("m1", "there are m4, m5, m2b"), ("m4,m5,m2b", "nobody to ask")] {
+            let line = format!("add-node --from OUT --host d3 --roles datanode --gone {gone}");
+            let error = cluster(&out, &line).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+            assert!(!out.join("d3").exists());
+        }
+        assert_eq!(asked("m1"), ["m1:9002", "m2:9002", "m3:9002"], "the first voters stay what they are");
+        for number in 10..30 {
+            cluster(&out, &format!("add-node --from OUT --host n{number} --roles om,scm")).unwrap();
+        }
+        cluster(&out, "add-node --from OUT --host d4 --roles datanode").unwrap();
+        assert_eq!((asked("d4").len(), asked("d4").last().unwrap().as_str()), (NAMED_MAX, "n29:9002"));
+    }
+
+    #[test]
+    fn init_that_fails_leaves_nothing_and_is_given_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("cluster");
+        let nothing = |out: &Path| !out.exists() && fs::read_dir(dir.path()).unwrap().count() == 0;
+        // The second node's name is longer than a directory's may be: the first one's files were made by then.
+        let long = "h".repeat(253);
+        let line = format!("init --hosts m1,{long},{long}:9102 --out OUT");
+        let error = format!("{:#}", cluster(&out, &line).unwrap_err());
+        assert!(error.contains("create directory") && nothing(&out), "{error}");
+        cluster(&out, "init --hosts m1,m2,m3 --out OUT").unwrap();
+        let node = "add-node --from OUT --host";
+        let error =
+            cluster(&out, &format!("{node} {long}:9102 --roles datanode --name {long}xyz")).unwrap_err();
+        assert!(format!("{error:#}").contains("create a directory"), "{error:#}");
+        cluster(&out, &format!("{node} m4 --roles om,scm")).unwrap();
+        assert_eq!(load(&out, "m4").place(Group::Om).unwrap().unwrap().member.raft_id, 4);
     }
 
     #[test]

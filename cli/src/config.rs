@@ -72,7 +72,7 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("internal.certificate", "PEM file with this node's certificate chain"),
     ("internal.key", "PEM file with its private key"),
     ("internal.ca", "PEM file with the authority that signed all nodes' certificates"),
-    ("meta.name", "[[meta]]: node.name of a node with OM and SCM when the cluster was made"),
+    ("meta.name", "[[meta]]: node.name of a node with OM and SCM when this file was made"),
     ("meta.raft_id", "[[meta]]: its number in the Raft groups of OM and SCM, never used again for another"),
     ("meta.address", "[[meta]]: host:port of its internal listener"),
     ("meta.incarnation", "[[meta]]: UUID of its first life; `ferrozone cluster init` draws it"),

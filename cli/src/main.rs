@@ -12,6 +12,7 @@ mod cluster_init;
 mod config;
 mod contacts;
 mod env;
+mod fresh_file;
 mod identity;
 mod reach;
 mod roles;

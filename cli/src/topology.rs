@@ -5,8 +5,9 @@
 //! refused at start, with what to do.
 //!
 //! Invariants:
-//! * All nodes hold the same `[[meta]]` entries: the first voters of both groups. What changes later lives in Raft.
-//! * A node that joins later is in no entry, and has raft ids that no entry has.
+//! * The first voters of both groups hold the same `[[meta]]` entries: themselves. What changes later lives in Raft. To any
+//!   other node the entries are whom it asks at its first start.
+//! * A node that joins later is in no entry of its own file, and has raft ids that no entry has.
 //!
 //! Not here: reading the file (see `config`), making it (see `cluster_init`).
 
@@ -55,7 +56,7 @@ impl Role {
     }
 }
 
-/// A node with OM and SCM when the cluster was made: one of the first voters of both groups.
+/// A node with OM and SCM when the file was made; in a first voter's file, one of the first voters of both groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MetaNode {

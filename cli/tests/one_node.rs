@@ -68,7 +68,10 @@ fn every_noun_answers_with_a_table_and_with_json() {
     assert_eq!(located["blocks"][0]["replicas"][0]["node"], "node1");
     assert_eq!(located["blocks"][0]["health"][0], "healthy");
 
+    let unrelated = server.dir.path().join("copy.part");
+    std::fs::write(&unrelated, "the user's").unwrap();
     server.run("sh key get /s3v/photos/a/b copy").good();
+    assert_eq!(std::fs::read(&unrelated).unwrap(), b"the user's");
     assert_eq!(std::fs::read(server.dir.path().join("copy")).unwrap(), vec![7; 3 << 20]);
     server.run("admin container close 1").good();
     wait_until("a sealed container", || {

@@ -1,6 +1,6 @@
 //! `ferrozone sh key`: keys of the buckets that S3 sees, through S3 and as the root user.
 //!
-//! A file is sent in one PUT and written beside its place and renamed, so that a name never holds half a key.
+//! A file is sent in one PUT. A key is fetched into a file that appears whole (`fresh_file`).
 //!
 //! Not here: multipart (use an S3 client for files over 5 GiB), other users.
 
@@ -18,6 +18,7 @@ use wire::names::S3_VOLUME;
 use super::parts;
 use crate::config::Config;
 use crate::env::Endpoints;
+use crate::fresh_file::FreshFile;
 use crate::identity::{Credentials, read_json};
 use crate::reach::{ReachArgs, Refusal};
 use crate::show::{fields, size, table};
@@ -249,25 +250,13 @@ async fn put(client: &S3Client, bucket: &str, key: &str, file: &Path) -> anyhow:
 }
 
 async fn get(client: &S3Client, bucket: &str, key: &str, file: &Path) -> anyhow::Result<()> {
-    if file.exists() {
-        bail!("{} exists: name another file", file.display());
-    }
+    // The mode that any program's new file has.
+    let mut out = FreshFile::begin(file, 0o666)?;
     let mut object = client.get_object(bucket, key).await.map_err(refused)?;
-    let part = file.with_extension("part");
-    let mut out = std::fs::File::create(&part).with_context(|| format!("create {}", part.display()))?;
-    let copied = async {
-        while let Some(chunk) = object.chunk().await.map_err(refused)? {
-            out.write_all(&chunk).with_context(|| format!("write {}", part.display()))?;
-        }
-        out.sync_all().with_context(|| format!("write {}", part.display()))?;
-        std::fs::rename(&part, file).with_context(|| format!("rename {}", part.display()))
-    };
-    let outcome = copied.await;
-    if outcome.is_err() {
-        // What is left of it has no worth.
-        let _ = std::fs::remove_file(&part);
+    while let Some(chunk) = object.chunk().await.map_err(refused)? {
+        out.write(&chunk)?;
     }
-    outcome
+    out.keep()
 }
 
 fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {

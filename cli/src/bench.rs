@@ -100,6 +100,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, env = "AWS_ENDPOINT_URL", value_delimiter = ',', default_value = "http://127.0.0.1:9000")]
     endpoint: Vec<String>,
 
+    /// Authorities that signed the certificates of https endpoints [default: the machine's].
+    #[arg(long, value_name = "PEM", env = "AWS_CA_BUNDLE")]
+    ca: Option<PathBuf>,
+
     /// Access key.
     #[arg(long, env = "AWS_ACCESS_KEY_ID")]
     access_key: Option<String>,

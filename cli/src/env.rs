@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,9 @@ pub(crate) struct Endpoints {
     pub admin: String,
     /// Region in answers.
     pub region: String,
+    /// The file with the root credentials; a node of a cluster has it beside its configuration.
+    #[serde(default)]
+    pub credentials_file: Option<PathBuf>,
 }
 
 impl Endpoints {
@@ -51,14 +54,28 @@ impl Endpoints {
     pub(crate) fn file(data_dir: &Path) -> PathBuf {
         data_dir.join("endpoints.json")
     }
+
+    /// The root credentials of the server in a data directory.
+    pub(crate) fn credentials(data_dir: &Path) -> anyhow::Result<Credentials> {
+        let endpoints: Option<Self> = read_json(&Self::file(data_dir))?;
+        match endpoints.and_then(|endpoints| endpoints.credentials_file) {
+            Some(file) => {
+                read_json(&file)?.with_context(|| format!("{} does not exist any more", file.display()))
+            }
+            None => Credentials::load(data_dir),
+        }
+    }
 }
 
 /// Prints the settings.
 pub(crate) fn run(args: &EnvArgs) -> anyhow::Result<()> {
     let data_dir = args.data_dir_flag.as_ref().unwrap_or(&args.data_dir);
-    let credentials = Credentials::load(data_dir)?;
+    let credentials = Endpoints::credentials(data_dir)?;
     let endpoints: Endpoints = read_json(&Endpoints::file(data_dir))?
         .with_context(|| format!("no server has run in {}", data_dir.display()))?;
+    if endpoints.s3.is_empty() {
+        bail!("the server in {} has no gateway: name the directory of one that has", data_dir.display());
+    }
     print!("{}", settings(args.format, &credentials, &endpoints)?);
     Ok(())
 }
@@ -103,6 +120,29 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_found_where_the_server_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data_dir, file) = (dir.path().join("data"), dir.path().join("credentials.json"));
+        std::fs::create_dir(&data_dir).unwrap();
+        let error = Endpoints::credentials(&data_dir).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("ferrozone server"), "{error}");
+        let drawn = Credentials::random();
+        crate::identity::write_json(&file, &drawn).unwrap();
+        let mut endpoints = Endpoints {
+            s3: "http://g1:9000".to_owned(),
+            admin: String::new(),
+            region: "r".to_owned(),
+            credentials_file: Some(file.clone()),
+        };
+        crate::identity::write_json(&Endpoints::file(&data_dir), &endpoints).unwrap();
+        assert!(Endpoints::credentials(&data_dir).unwrap() == drawn, "beside node.toml");
+        std::fs::rename(&file, data_dir.join("credentials.json")).unwrap();
+        endpoints.credentials_file = None;
+        crate::identity::write_json(&Endpoints::file(&data_dir), &endpoints).unwrap();
+        assert!(Endpoints::credentials(&data_dir).unwrap() == drawn, "in the data directory");
+    }
 
     #[test]
     fn shell_words_survive_quotes() {

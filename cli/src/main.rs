@@ -16,6 +16,7 @@ mod fresh_file;
 mod identity;
 mod reach;
 mod roles;
+mod s3_trust;
 mod server;
 mod sh_cli;
 mod show;

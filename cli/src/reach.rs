@@ -54,12 +54,23 @@ pub(crate) struct ReachArgs {
     /// The cluster's file with its id and key [default: as the configuration says, else DATA_DIR/cluster.json].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) cluster_file: Option<PathBuf>,
-    /// Authority that signed the port's certificate [default: the cluster's own, else the machine's].
+    /// Authority that signed the certificate of the operators' port, or of S3 [default: the cluster's own, else the machine's].
     #[arg(long, global = true, value_name = "PEM")]
     pub(crate) ca: Option<PathBuf>,
     /// Print the answer as JSON.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+}
+
+impl ReachArgs {
+    /// Where the cluster's id and key are.
+    pub(crate) fn key_file(&self, config: Option<&Config>) -> PathBuf {
+        match (&self.cluster_file, config) {
+            (Some(file), _) => file.clone(),
+            (None, Some(config)) => config.cluster_file(),
+            (None, None) => self.data_dir.join("cluster.json"),
+        }
+    }
 }
 
 /// The admin API said no, or nothing that could be used.
@@ -123,16 +134,12 @@ impl Api {
             (None, None) => of_data_dir(&args.data_dir)?,
         };
         let address: http::Uri = address.parse().with_context(|| format!("{address} is no URL"))?;
-        let key_file = match (&args.cluster_file, &config) {
-            (Some(file), _) => file.clone(),
-            (None, Some(config)) => config.cluster_file(),
-            (None, None) => args.data_dir.join("cluster.json"),
-        };
+        let key_file = args.key_file(config.as_ref());
         let cluster = Cluster::load(&key_file)?;
         let tls = match address.scheme_str() {
             Some("http") => None,
             Some("https") => {
-                let authority = authority(args.ca.clone(), config.as_ref(), &key_file)?;
+                let authority = authority(args.ca.clone(), config.as_ref(), Some(&key_file))?;
                 let trust = Trust::open(&authority)
                     .with_context(|| format!("use the authority {}", authority.display()))?;
                 Some((trust, certified_name(&address, config.as_ref())?))
@@ -322,19 +329,24 @@ fn of_data_dir(data_dir: &Path) -> anyhow::Result<String> {
         .admin)
 }
 
-/// The authority to check the port's certificate by.
-fn authority(given: Option<PathBuf>, config: Option<&Config>, key_file: &Path) -> anyhow::Result<PathBuf> {
+/// The authority to check a node's certificate by.
+pub(crate) fn authority(
+    given: Option<PathBuf>,
+    config: Option<&Config>,
+    key_file: Option<&Path>,
+) -> anyhow::Result<PathBuf> {
     let of_config = config.and_then(|config| config.internal.ca.clone());
-    let beside = key_file.parent().map(|dir| dir.join("ca.pem")).filter(|file| file.is_file());
+    let beside = key_file.and_then(Path::parent).map(|dir| dir.join("ca.pem")).filter(|file| file.is_file());
     let system = || SYSTEM_AUTHORITIES.iter().map(PathBuf::from).find(|file| file.is_file());
     given.or(of_config).or(beside).or_else(system).context("name the authority of the certificate: --ca PEM")
 }
 
 /// The name that the certificate is for: the cluster's are for the name under which other nodes know the node.
-fn certified_name(address: &http::Uri, config: Option<&Config>) -> anyhow::Result<String> {
+pub(crate) fn certified_name(address: &http::Uri, config: Option<&Config>) -> anyhow::Result<String> {
     let host = host_of(address);
-    let is_loopback =
-        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    // A port that is open to all addresses is called by none of them.
+    let is_own = |ip: std::net::IpAddr| ip.is_loopback() || ip.is_unspecified();
+    let is_loopback = host == "localhost" || host.parse().is_ok_and(is_own);
     match config.map(Config::advertised).transpose()?.flatten() {
         Some(advertised) if is_loopback => Ok(advertised.host().to_owned()),
         _ => Ok(host),
@@ -390,6 +402,7 @@ mod tests {
         let name = |address: &str, config| certified_name(&address.parse().unwrap(), config).unwrap();
         assert_eq!(name("https://127.0.0.1:9001", Some(&config)), "g1");
         assert_eq!(name("https://other:9001", Some(&config)), "other");
+        assert_eq!(name("https://0.0.0.0:9000", Some(&config)), "g1");
         assert_eq!(name("https://[::1]:9001", None), "::1");
     }
 

@@ -146,6 +146,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         s3: s3_address.map(|address| format!("{}://{address}", scheme(&s3_tls))).unwrap_or_default(),
         admin: format!("{}://{}", scheme(&admin_tls), admin_listener.local_addr()?),
         region: config.s3.region.clone(),
+        credentials_file: Some(std::path::absolute(config.credentials_file())?),
     };
 
     let readiness = Readiness::waiting("the roles of this process");
@@ -376,12 +377,14 @@ fn gateway_config(config: &Config) -> GatewayConfig {
 /// What a person reads first: where, with which keys, and what to try.
 fn announce(config: &Config, endpoints: &Endpoints, root: &Credentials, origin: Origin) {
     let data_dir = config.data_dir.display();
+    let file = config.credentials_file();
+    let file = file.display();
     let keys = match origin {
         Origin::Generated => format!(
-            "Access key {}   Secret {}\n  (generated; shown once; kept readable by you alone in {data_dir}/credentials.json)",
+            "Access key {}   Secret {}\n  (generated; shown once; kept readable by you alone in {file})",
             root.access_key, root.secret_key
         ),
-        Origin::Kept => format!("Access key {}   Secret: in {data_dir}/credentials.json", root.access_key),
+        Origin::Kept => format!("Access key {}   Secret: in {file}", root.access_key),
         Origin::Given => format!("Access key {}   Secret: as given by the environment", root.access_key),
     };
     let admin = &endpoints.admin;

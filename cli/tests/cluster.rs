@@ -122,6 +122,11 @@ fn operators_port_speaks_https_by_the_clusters_certificates() {
         "[admin]\n",
         "[admin]\ncertificate = \"node.pem\"\nkey = \"node.key\"\n",
     );
+    edit(
+        &cluster.file(&node, "node.toml"),
+        "[s3]\n",
+        "[s3]\ncertificate = \"node.pem\"\nkey = \"node.key\"\n",
+    );
     cluster.start_all();
     let url = format!("https://{node}:9001");
     let endpoints = std::fs::read_to_string(cluster.file(&node, "data/endpoints.json")).unwrap();
@@ -138,8 +143,23 @@ fn operators_port_speaks_https_by_the_clusters_certificates() {
     };
     by_address(None).good();
     let other = Cluster::make(1, &[]);
-    let error = by_address(Some(&other.file(&other.hosts[0], "ca.pem"))).refused(6);
+    let stranger = other.file(&other.hosts[0], "ca.pem");
+    let error = by_address(Some(&stranger)).refused(6);
     assert!(error.contains("certificate"), "{error}");
+
+    // S3 as well: keys go through it.
+    assert!(endpoints.contains(&format!("https://{node}:9000")), "{endpoints}");
+    std::fs::write(cluster.dir.path().join("file"), vec![1; 1 << 20]).unwrap();
+    cluster.run(&node, "sh bucket create /s3v/photos").good();
+    cluster.run(&node, "sh key put /s3v/photos/a file").good();
+    cluster.run(&node, "sh key get /s3v/photos/a copy").good();
+    assert_eq!(std::fs::read(cluster.dir.path().join("copy")).unwrap(), vec![1; 1 << 20]);
+    let line = format!("sh key info /s3v/photos/a --ca {}", stranger.display());
+    let error = cluster.run(&node, &line).refused(1);
+    assert!(error.contains("is checked by") && error.contains("--ca PEM"), "{error}");
+    // The credentials lie beside the configuration, and `env` finds them.
+    let env = Said::of(ferrozone().arg("env").arg(cluster.file(&node, "data"))).good();
+    assert!(env.contains(&format!("https://{node}:9000")) && env.contains("AWS_SECRET_ACCESS_KEY="), "{env}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::encode;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::pool::{Pool, Response};
+use crate::secure::Secure;
 use crate::sign::{Credentials, EMPTY_SHA256, Signer, UNSIGNED_PAYLOAD};
 use crate::xml;
 
@@ -61,6 +62,8 @@ pub struct Config {
     pub credentials: Option<Credentials>,
     /// Region named in the signature.
     pub region: String,
+    /// TLS for an `https` endpoint, which is refused without.
+    pub secure: Option<Arc<dyn Secure>>,
     /// Connections at most.
     pub connections: usize,
     /// Whether bodies are signed.
@@ -80,6 +83,7 @@ impl Config {
             endpoint,
             credentials: None,
             region: REGION_DEFAULT.into(),
+            secure: None,
             connections: CONNECTIONS_DEFAULT,
             payload: PayloadMode::Signed,
             attempts: ATTEMPTS_DEFAULT,
@@ -140,8 +144,8 @@ impl<'a> Call<'a> {
 impl S3Client {
     /// A client that has not connected yet.
     pub fn new(config: Config) -> Self {
-        let Config { endpoint, credentials, region, connections, payload, attempts, .. } = config;
-        let pool = Pool::new(endpoint, connections, config.connect_timeout, config.response_timeout);
+        let Config { endpoint, credentials, region, secure, connections, payload, attempts, .. } = config;
+        let pool = Pool::new(endpoint, secure, connections, config.connect_timeout, config.response_timeout);
         let signer = credentials.map(|credentials| Signer::new(credentials, region));
         Self { inner: Arc::new(Inner { pool, signer, payload, attempts: attempts.max(1) }) }
     }

@@ -1,4 +1,4 @@
-//! Where the server is: `http://host[:port]`.
+//! Where the server is: `http://host[:port]` or `https://host[:port]`.
 //!
 //! Invariants: the authority is exactly what goes into the `Host` header, since the signature covers it.
 
@@ -11,10 +11,13 @@ use crate::error::Error;
 
 /// The port of plain HTTP.
 const HTTP_PORT: u16 = 80;
+/// The port of HTTP within TLS.
+const HTTPS_PORT: u16 = 443;
 
 /// A parsed endpoint URL.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
+    is_https: bool,
     host: String,
     port: u16,
     authority: HeaderValue,
@@ -31,6 +34,11 @@ impl Endpoint {
         self.port
     }
 
+    /// Whether the server is reached within TLS.
+    pub fn is_https(&self) -> bool {
+        self.is_https
+    }
+
     /// The value of the `Host` header.
     pub(crate) fn authority(&self) -> &HeaderValue {
         &self.authority
@@ -40,7 +48,8 @@ impl Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The authority came out of a `Uri`, so it is ASCII.
-        write!(f, "http://{}", self.authority.to_str().unwrap_or("?"))
+        let scheme = if self.is_https { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.authority.to_str().unwrap_or("?"))
     }
 }
 
@@ -50,11 +59,11 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, Error> {
         let refuse = |reason| Error::Endpoint { endpoint: text.to_owned(), reason };
         let uri: Uri = text.trim().parse().map_err(|_| refuse("is not a URL"))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(refuse("needs TLS, which this client does not speak; use http://")),
-            _ => return Err(refuse("must begin with http://")),
-        }
+        let (is_https, default_port) = match uri.scheme_str() {
+            Some("http") => (false, HTTP_PORT),
+            Some("https") => (true, HTTPS_PORT),
+            _ => return Err(refuse("must begin with http:// or https://")),
+        };
         let authority = uri.authority().ok_or_else(|| refuse("names no host"))?;
         if authority.as_str().contains('@') {
             return Err(refuse("must not contain a user name"));
@@ -67,7 +76,7 @@ impl FromStr for Endpoint {
             return Err(refuse("names no host"));
         }
         let port = match authority.as_str().strip_prefix(authority.host()) {
-            Some("") => HTTP_PORT,
+            Some("") => default_port,
             Some(rest) => rest
                 .strip_prefix(':')
                 .and_then(|digits| digits.parse().ok())
@@ -76,9 +85,9 @@ impl FromStr for Endpoint {
             None => return Err(refuse("is not a URL")),
         };
         // HTTP clients leave the default port out of `Host`, and servers sign what they see.
-        let shown = authority.as_str().strip_suffix(":80").unwrap_or(authority.as_str());
+        let shown = if port == default_port { authority.host() } else { authority.as_str() };
         let authority = HeaderValue::from_str(shown).map_err(|_| refuse("is not a URL"))?;
-        Ok(Self { host, port, authority })
+        Ok(Self { is_https, host, port, authority })
     }
 }
 
@@ -101,12 +110,16 @@ mod tests {
     fn default_port_is_left_out_of_host() {
         let endpoint: Endpoint = "http://s3.example:80".parse().unwrap();
         assert_eq!((endpoint.port(), endpoint.authority().to_str().unwrap()), (80, "s3.example"));
+        let endpoint: Endpoint = "https://s3.example".parse().unwrap();
+        assert_eq!((endpoint.port(), endpoint.is_https()), (443, true));
+        assert_eq!(endpoint.to_string(), "https://s3.example");
+        let endpoint: Endpoint = "https://s3.example:80".parse().unwrap();
+        assert_eq!(endpoint.authority(), "s3.example:80");
     }
 
     #[test]
     fn unusable_endpoints_are_refused_with_the_reason() {
         for (text, reason) in [
-            ("https://s3.example", "TLS"),
             ("localhost:9000", "http://"),
             ("ftp://x", "http://"),
             ("http://user:pw@x", "user name"),

@@ -1,6 +1,6 @@
 //! A small S3 client: for `ferrozone bench`, the command line's S3 verbs and migration.
 //!
-//! It speaks path-style S3 over plain HTTP/1.1 through a keep-alive pool whose size the caller chooses, and it is
+//! It speaks path-style S3 over HTTP/1.1, plain or within the caller's TLS, through a keep-alive pool whose size the caller chooses, and it is
 //! frugal, since under a benchmark it shares the machine with the server it measures: the signing key is derived once
 //! a day, a request costs one signature, bodies are never copied, and answers are streamed.
 //!
@@ -8,7 +8,7 @@
 //! * `client`: [`S3Client`], its configuration, one exchange with retries; `bucket`, `object`, `list`, `multipart` hold
 //!   the operations by family;
 //! * `endpoint`, `encode`, `sign`: from names to a signed request;
-//! * `pool`, `body`: connections, payloads, responses;
+//! * `pool`, `secure`, `body`: connections, TLS, payloads, responses;
 //! * `xml`, `error`: what comes back.
 //!
 //! Invariants:
@@ -16,7 +16,7 @@
 //! * Never more connections at once than configured.
 //! * A body of known length is sent whole or the exchange fails: no silent truncation in either direction.
 //!
-//! Not here: TLS (an `https` endpoint is refused with a clear error), virtual-host addressing, chunked signatures.
+//! Not here: certificates and whom to trust ([`Secure`] is the caller's), virtual-host addressing, chunked signatures.
 
 mod body;
 mod bucket;
@@ -28,6 +28,7 @@ mod list;
 mod multipart;
 mod object;
 mod pool;
+mod secure;
 mod sign;
 mod xml;
 
@@ -39,4 +40,5 @@ pub use error::{Error, S3Error};
 pub use list::{ListPage, ListPages, ListRequest, ObjectEntry};
 pub use multipart::UploadedPart;
 pub use object::{DeleteFailure, GetObject, ObjectHead, PutOutcome};
+pub use secure::{Duplex, Handshake, Secure};
 pub use sign::Credentials;

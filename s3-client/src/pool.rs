@@ -30,11 +30,13 @@ use tokio::time::timeout;
 use crate::body::RequestBody;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
+use crate::secure::{Duplex, Secure};
 
 type Connection = SendRequest<RequestBody>;
 
 pub(crate) struct Pool {
     endpoint: Endpoint,
+    secure: Option<Arc<dyn Secure>>,
     connect_timeout: Duration,
     response_timeout: Duration,
     permits: Arc<Semaphore>,
@@ -44,12 +46,14 @@ pub(crate) struct Pool {
 impl Pool {
     pub(crate) fn new(
         endpoint: Endpoint,
+        secure: Option<Arc<dyn Secure>>,
         connections: usize,
         connect_timeout: Duration,
         response_timeout: Duration,
     ) -> Arc<Self> {
         let permits = Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS)));
-        Arc::new(Self { endpoint, connect_timeout, response_timeout, permits, idle: Mutex::new(Vec::new()) })
+        let idle = Mutex::new(Vec::new());
+        Arc::new(Self { endpoint, secure, connect_timeout, response_timeout, permits, idle })
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
@@ -113,14 +117,27 @@ impl Pool {
                 .map_err(failed)?;
         // A request's head and the last piece of its body must not wait for an acknowledgement.
         stream.set_nodelay(true).map_err(failed)?;
-        let (connection, driver) =
-            http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(Error::Transport)?;
-        tokio::spawn(async move {
-            // Whoever waits for an answer on this connection receives the error; there is nobody else to tell.
-            let _ = driver.await;
-        });
-        Ok(connection)
+        if !self.endpoint.is_https() {
+            return speak(stream).await;
+        }
+        let Some(secure) = &self.secure else {
+            let reason = "needs TLS, and nobody is named whose certificates are trusted";
+            return Err(Error::Endpoint { endpoint: self.endpoint.to_string(), reason });
+        };
+        let shaken = timeout(self.connect_timeout, secure.secure(self.endpoint.host(), stream)).await;
+        speak(shaken.map_err(|_| Error::Timeout(self.connect_timeout))?.map_err(failed)?).await
     }
+}
+
+/// Begins HTTP on a connection.
+async fn speak(stream: impl Duplex + 'static) -> Result<Connection, Error> {
+    let (connection, driver) =
+        http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(Error::Transport)?;
+    tokio::spawn(async move {
+        // Whoever waits for an answer on this connection receives the error; there is nobody else to tell.
+        let _ = driver.await;
+    });
+    Ok(connection)
 }
 
 /// A response whose body has not been read yet.

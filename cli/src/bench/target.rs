@@ -12,6 +12,8 @@ use s3_client::{Config, Credentials, Endpoint, Error, ListRequest, PayloadMode, 
 use super::content::{Check, Content};
 use super::stats::{Done, Failure};
 use super::{BenchArgs, PayloadArg};
+use crate::reach::authority;
+use crate::s3_trust::S3Trust;
 
 /// Keys a page of a listing.
 const LIST_KEYS: u32 = 1000;
@@ -43,6 +45,9 @@ pub(super) fn settings(args: &BenchArgs) -> anyhow::Result<Settings> {
     let endpoints: Vec<Endpoint> =
         args.endpoint.iter().map(|endpoint| endpoint.parse()).collect::<Result<_, _>>()?;
     let mut config = Config::new(endpoints.first().context("--endpoint is empty")?.clone());
+    if endpoints.iter().any(Endpoint::is_https) {
+        config.secure = Some(Arc::new(S3Trust::open(&authority(args.ca.clone(), None, None)?, None)?));
+    }
     // A retry would hide a failure and lengthen a latency.
     config.attempts = 1;
     config.response_timeout = Duration::try_from(args.timeout)?;

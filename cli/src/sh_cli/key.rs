@@ -6,11 +6,12 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use futures_util::TryStreamExt;
-use s3_client::{Config as S3Config, Endpoint, ListRequest, Payload, PayloadMode, S3Client};
+use s3_client::{Config as S3Config, Endpoint, ListRequest, Payload, PayloadMode, S3Client, Secure};
 use serde_json::json;
 use tokio_util::io::ReaderStream;
 use wire::names::S3_VOLUME;
@@ -20,7 +21,8 @@ use crate::config::Config;
 use crate::env::Endpoints;
 use crate::fresh_file::FreshFile;
 use crate::identity::{Credentials, read_json};
-use crate::reach::{ReachArgs, Refusal};
+use crate::reach::{ReachArgs, Refusal, authority, certified_name};
+use crate::s3_trust::S3Trust;
 use crate::show::{fields, size, table};
 
 /// S3's bound of one PUT.
@@ -140,7 +142,8 @@ fn client(reach: &ReachArgs) -> anyhow::Result<S3Client> {
     let (s3, region) = match (&config, endpoints) {
         (_, Some(endpoints)) if !endpoints.s3.is_empty() => (endpoints.s3, endpoints.region),
         (Some(config), _) if config.has_role(crate::topology::Role::Gateway) => {
-            (format!("http://{}", config.s3.address), config.s3.region.clone())
+            let scheme = if config.s3.certificate.is_some() { "https" } else { "http" };
+            (format!("{scheme}://{}", config.s3.address), config.s3.region.clone())
         }
         _ => bail!(
             "{} is no data directory of a node with a gateway: name one by --config or --data-dir",
@@ -152,10 +155,21 @@ fn client(reach: &ReachArgs) -> anyhow::Result<S3Client> {
             let file = config.credentials_file();
             read_json::<Credentials>(&file)?.with_context(|| format!("{} does not exist", file.display()))?
         }
-        None => Credentials::load(data_dir)?,
+        None => Endpoints::credentials(data_dir)?,
     };
     let endpoint: Endpoint = s3.parse().map_err(|error| anyhow::anyhow!("S3 at {s3}: {error}"))?;
+    let secure: Option<Arc<dyn Secure>> = match endpoint.is_https() {
+        true => {
+            let key_file = reach.key_file(config.as_ref());
+            let authority = authority(reach.ca.clone(), config.as_ref(), Some(&key_file))?;
+            let address = s3.parse().with_context(|| format!("S3 at {s3}"))?;
+            let name = certified_name(&address, config.as_ref())?;
+            Some(Arc::new(S3Trust::open(&authority, Some(name))?))
+        }
+        false => None,
+    };
     Ok(S3Client::new(S3Config {
+        secure,
         credentials: Some(s3_client::Credentials::new(credentials.access_key, credentials.secret_key)),
         region,
         payload: PayloadMode::Unsigned,

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Invariants: a path of `/api` that no route has is refused like any other without a proof, so that nothing can be
-//! found out by trying.
+//! found out by trying. [`CHALLENGE_PATH`] alone answers anybody, and tells nothing.
 //!
 //! Not here: what the routes do.
 
@@ -40,6 +40,8 @@ use crate::{group, locate, namespace, om, scm, status};
 const BODY_BYTES_MAX: usize = 64 << 10;
 /// A group's backup: bytes, not JSON, so that it is not among [`ROUTES`].
 const BACKUP_PATH: &str = "/api/v1/groups/{group}/backup";
+/// Answers, to anybody, what stands for this process in proofs (see `proof`): text, not JSON, for a shell's sake.
+pub const CHALLENGE_PATH: &str = "/api/v1/challenge";
 /// Entries of a page where the call names no number.
 const PAGE_DEFAULT: u32 = 100;
 
@@ -70,6 +72,11 @@ impl Operators {
     pub fn set_backups(&self, backups: Arc<dyn Backups>) {
         // Whoever was named first stays.
         let _ = self.backups.set(backups);
+    }
+
+    /// What stands for this process in proofs.
+    pub fn challenge(&self) -> &str {
+        self.verifier.challenge()
     }
 
     pub(crate) fn backups(&self) -> Option<&Arc<dyn Backups>> {
@@ -235,6 +242,8 @@ pub fn api_router(operators: Arc<Operators>) -> Router {
         answer(operators, BTreeMap::new(), request, None)
     };
     let mut router = Router::new().route("/api/{*rest}", axum::routing::any(unknown));
+    let challenge = |State(operators): State<Arc<Operators>>| async move { operators.challenge().to_owned() };
+    router = router.route(CHALLENGE_PATH, get(challenge).fallback(unknown));
     router = router.route(BACKUP_PATH, get(backup::get).fallback(unknown));
     for (path, methods) in by_path {
         router = router.route(path, methods.fallback(unknown));

@@ -11,7 +11,8 @@
 //!
 //! Invariants:
 //! * Nothing here is served on the S3 port, and nothing here shows a secret.
-//! * Every route of `/api` asks for a proof before it reads a body or calls anything.
+//! * Every route of `/api` asks for a proof before it reads a body or calls anything; but the one that answers the
+//!   challenge a proof needs.
 //! * Nothing is known here that the services cannot tell: no state, no database.
 //!
 //! Not here: the listener (the caller serves the routers), what the metrics mean (each crate's `metrics`).
@@ -29,7 +30,7 @@ mod scm;
 mod status;
 pub mod view;
 
-pub use api::{Operators, ROUTES, Route, api_router};
+pub use api::{CHALLENGE_PATH, Operators, ROUTES, Route, api_router};
 pub use backup::{BackupStream, Backups};
 pub use error::ApiError;
 pub use health::{MetricsError, Readiness, record_metrics, router};

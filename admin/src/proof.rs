@@ -2,11 +2,18 @@
 //! root credentials (`curl --aws-sigv4 "aws:amz:REGION:s3"`, other tools).
 //!
 //! ```text
-//!   authorization: Ferrozone cluster=<id>,time=<Unix ms>,nonce=<16 bytes>,digest=<SHA-256 of the body>,mac=<HMAC-SHA256>
+//!   GET /api/v1/challenge -> 16 bytes that this process drew when it started, in hexadecimal
+//!   authorization: Ferrozone cluster=<id>,time=<Unix ms>,nonce=<16 bytes>,digest=<SHA-256 of the body>,
+//!                  challenge=<as answered>,mac=<HMAC-SHA256>
 //! ```
 //!
-//! The HMAC covers cluster id, method, path with query, digest, time and nonce, all in hexadecimal where bytes. It is
-//! checked before a byte of the body is read; then the body is checked against the digest.
+//! The HMAC covers cluster id, method, path with query, digest, time, nonce and challenge, all in hexadecimal where bytes.
+//! It is checked before a byte of the body is read; then the body is checked against the digest. Root's signature covers
+//! the query, where the challenge is sent: `?challenge=...`.
+//!
+//! A node does not know by which names it is reached, and so its challenge stands for it: a captured call opens no other
+//! node, nor the same after a restart, when the nonces are forgotten. Whoever can change what passes between the caller
+//! and the node can still have one call carried out by another node instead; HTTPS prevents that.
 //!
 //! Invariants:
 //! * A proof is taken once: its nonce (for root: its signature) is remembered for as long as it would be accepted. When
@@ -28,7 +35,9 @@ use wire::limits::CLOCK_SKEW_MS;
 use crate::error::ApiError;
 
 /// What the proof is for: a proof of another kind never passes for it.
-const PURPOSE: &str = "ferrozone admin 1";
+const PURPOSE: &str = "ferrozone admin 2";
+/// Root's signature covers the query: there it carries the challenge.
+const CHALLENGE_PARAMETER: &str = "challenge";
 /// The scheme's name in the header.
 const SCHEME: &str = "Ferrozone ";
 /// Proofs remembered per window: people and scripts call here, not clients.
@@ -55,9 +64,11 @@ impl std::fmt::Debug for Root {
     }
 }
 
-/// The `Authorization` header of a call to the admin API.
+/// The `Authorization` header of a call to the admin API. `challenge` is what the node answers at
+/// [`CHALLENGE_PATH`](crate::CHALLENGE_PATH).
 pub fn prove(
     key: &ClusterKey,
+    challenge: &str,
     method: &str,
     path_and_query: &str,
     body: &[u8],
@@ -65,9 +76,12 @@ pub fn prove(
 ) -> HeaderValue {
     let nonce: Nonce = wire::random::array();
     let digest = body_digest(body);
-    let mac = key.mac(PURPOSE, &parts(method, path_and_query, &digest, &now_ms.to_be_bytes(), &nonce));
+    // What came over the network must not tear the header.
+    let challenge = if is_challenge(challenge) { challenge } else { "" };
+    let time = now_ms.to_be_bytes();
+    let mac = key.mac(PURPOSE, &parts(method, path_and_query, &digest, &time, &nonce, challenge));
     let text = format!(
-        "{SCHEME}cluster={},time={now_ms},nonce={},digest={},mac={}",
+        "{SCHEME}cluster={},time={now_ms},nonce={},digest={},challenge={challenge},mac={}",
         key.id,
         hex::encode(nonce),
         hex::encode(digest),
@@ -76,14 +90,19 @@ pub fn prove(
     HeaderValue::try_from(text).expect("digits, letters and commas are legal")
 }
 
+fn is_challenge(text: &str) -> bool {
+    bytes_of::<16>(text).is_some()
+}
+
 fn parts<'a>(
     method: &'a str,
     path_and_query: &'a str,
     digest: &'a [u8],
     time: &'a [u8],
     nonce: &'a [u8],
-) -> [&'a [u8]; 5] {
-    [method.as_bytes(), path_and_query.as_bytes(), digest, time, nonce]
+    challenge: &'a str,
+) -> [&'a [u8]; 6] {
+    [method.as_bytes(), path_and_query.as_bytes(), digest, time, nonce, challenge.as_bytes()]
 }
 
 /// What the body must be for the proof to hold.
@@ -113,6 +132,8 @@ impl BodyProof {
 pub(crate) struct Verifier {
     key: ClusterKey,
     root: Option<Root>,
+    /// Stands for this process: drawn when it starts.
+    challenge: String,
     seen: Mutex<Seen>,
 }
 
@@ -126,7 +147,25 @@ struct Seen {
 
 impl Verifier {
     pub(crate) fn new(key: ClusterKey, root: Option<Root>) -> Self {
-        Self { key, root, seen: Mutex::new(Seen::default()) }
+        let challenge = hex::encode(wire::random::array::<16>());
+        Self { key, root, challenge, seen: Mutex::new(Seen::default()) }
+    }
+
+    pub(crate) fn challenge(&self) -> &str {
+        &self.challenge
+    }
+
+    fn check_challenge(&self, given: Option<&str>) -> Result<(), ApiError> {
+        match given {
+            Some(given) if given == self.challenge => Ok(()),
+            Some(_) => Err(ApiError::Unauthenticated(
+                "the call was made for another node, or for this one before it was started anew: ask \
+                 /api/v1/challenge again",
+            )),
+            None => Err(ApiError::Unauthenticated(
+                "the call is made for no node in particular: send ?challenge= with what /api/v1/challenge answers",
+            )),
+        }
     }
 
     /// Checks a call's head.
@@ -159,15 +198,18 @@ impl Verifier {
         let time_ms: UnixMs = field("time")?.parse().map_err(|_| malformed.clone())?;
         let nonce: Nonce = bytes_of(field("nonce")?).ok_or_else(|| malformed.clone())?;
         let digest: [u8; SECRET_BYTES] = bytes_of(field("digest")?).ok_or_else(|| malformed.clone())?;
+        let challenge = field(CHALLENGE_PARAMETER)?;
         let mac: [u8; SECRET_BYTES] = bytes_of(field("mac")?).ok_or(malformed)?;
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let time = time_ms.to_be_bytes();
-        if !self.key.verify(PURPOSE, &parts(head.method.as_str(), path, &digest, &time, &nonce), &mac) {
+        let proven = parts(head.method.as_str(), path, &digest, &time, &nonce, challenge);
+        if !self.key.verify(PURPOSE, &proven, &mac) {
             return Err(ApiError::Unauthenticated("the proof is wrong: is the cluster key the same?"));
         }
         if now_ms.abs_diff(time_ms) > CLOCK_SKEW_MS {
             return Err(ApiError::Unauthenticated("the proof is too old or too new: check the clocks"));
         }
+        self.check_challenge(Some(challenge))?;
         Ok((nonce, BodyProof::Digest(digest)))
     }
 
@@ -194,6 +236,12 @@ impl Verifier {
         let auth::Payload::Signed(hash) = presented.payload() else {
             return Err(ApiError::Unauthenticated("the body must be signed: send x-amz-content-sha256"));
         };
+        let query = head.uri.query().unwrap_or_default().split('&');
+        self.check_challenge(
+            query
+                .filter_map(|part| part.split_once('='))
+                .find_map(|(name, value)| (name == CHALLENGE_PARAMETER).then_some(value)),
+        )?;
         let mut nonce = Nonce::default();
         nonce.copy_from_slice(&Sha256::digest(text)[..16]);
         Ok((nonce, BodyProof::Payload(hash.clone())))

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use admin::{BackupStream, Backups, Operators, ROUTES, Root, api_router, prove};
+use admin::{BackupStream, Backups, CHALLENGE_PATH, Operators, ROUTES, Root, api_router, prove};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
@@ -272,6 +272,7 @@ impl Backups for Fake {
 struct Api {
     fake: Arc<Fake>,
     key: ClusterKey,
+    challenge: String,
     router: Router,
 }
 
@@ -284,7 +285,7 @@ fn api() -> Api {
     let owner = UserId("root".into());
     let operators = Operators::new(fake.clone(), fake.clone(), key.clone(), Some(root), owner);
     operators.set_backups(fake.clone());
-    Api { fake, key, router: api_router(operators) }
+    Api { fake, key, challenge: operators.challenge().to_owned(), router: api_router(operators) }
 }
 
 impl Api {
@@ -301,7 +302,7 @@ impl Api {
 
     fn signed(&self, method: &str, path: &str, body: &str, now_ms: u64) -> Request<Body> {
         let mut request = Self::request(method, path, body);
-        let proof = prove(&self.key, method, path, body.as_bytes(), now_ms);
+        let proof = prove(&self.key, &self.challenge, method, path, body.as_bytes(), now_ms);
         request.headers_mut().insert("authorization", proof);
         request
     }
@@ -476,7 +477,7 @@ async fn every_route_refuses_other_proofs_and_calls_nothing() {
     for (method, _, path, body, _) in CALLS.iter().chain([&unknown]) {
         let of_key = |key: &ClusterKey, method: &str, path_signed: &str, body_signed: &str, at_ms| {
             let mut request = Api::request(method, path, body);
-            let proof = prove(key, method, path_signed, body_signed.as_bytes(), at_ms);
+            let proof = prove(key, &api.challenge, method, path_signed, body_signed.as_bytes(), at_ms);
             request.headers_mut().insert("authorization", proof);
             request
         };
@@ -489,7 +490,7 @@ async fn every_route_refuses_other_proofs_and_calls_nothing() {
         let other = ClusterKey::new(ClusterId(Uuid::from_u128(2)), [7; 32]);
         let other_method = {
             let mut request = Api::request(method, path, body);
-            let proof = prove(&api.key, "PATCH", path, body.as_bytes(), now_ms);
+            let proof = prove(&api.key, &api.challenge, "PATCH", path, body.as_bytes(), now_ms);
             request.headers_mut().insert("authorization", proof);
             request
         };
@@ -517,7 +518,7 @@ async fn every_route_refuses_other_proofs_and_calls_nothing() {
 async fn replayed_call_has_no_effect() {
     let api = api();
     let (method, path) = ("POST", "/api/v1/containers/1/close");
-    let proof = prove(&api.key, method, path, b"", clock::now_ms());
+    let proof = prove(&api.key, &api.challenge, method, path, b"", clock::now_ms());
     let request = || {
         let mut request = Api::request(method, path, "");
         request.headers_mut().insert("authorization", proof.clone());
@@ -530,6 +531,54 @@ async fn replayed_call_has_no_effect() {
         (StatusCode::UNAUTHORIZED, Some("the call was made before"))
     );
     assert_eq!(api.fake.calls.lock().len(), 1);
+}
+
+/// A call is captured, as it went to one node.
+fn captured(api: &Api, method: &str, path: &str) -> impl Fn() -> Request<Body> {
+    let proof = prove(&api.key, &api.challenge, method, path, b"", clock::now_ms());
+    let (method, path) = (method.to_owned(), path.to_owned());
+    move || {
+        let mut request = Api::request(&method, &path, "");
+        request.headers_mut().insert("authorization", proof.clone());
+        request
+    }
+}
+
+#[tokio::test]
+async fn captured_call_opens_no_other_node_nor_the_same_started_anew() {
+    let (first, other) = (api(), api());
+    let call = captured(&first, "POST", "/api/v1/containers/1/close");
+    // `other` has the same key, as another node of the cluster and as the first one started anew.
+    let (status, answer) = other.send(call()).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    assert!(answer["message"].as_str().unwrap().contains("for another node"), "{answer}");
+    let backup = captured(&first, "GET", "/api/v1/groups/om/backup");
+    assert_eq!(other.send(backup()).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(*other.fake.calls.lock(), Vec::<String>::new());
+    assert_eq!(first.send(call()).await.0, StatusCode::OK);
+
+    let (path, body) = ("/api/v1/volumes", r#"{"name":"abc"}"#);
+    let of_first = format!("challenge={}", first.challenge);
+    let by_root = |query: &str| signed_by("ROOTKEY", SECRET, path, query, body, clock::now_ms());
+    for (query, part) in [(of_first.as_str(), "for another node"), ("", "?challenge=")] {
+        let (status, answer) = other.send(by_root(query)).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED);
+        assert!(answer["message"].as_str().unwrap().contains(part), "{answer}");
+    }
+    // What root signed cannot be given another challenge.
+    let mut changed = by_root(&of_first);
+    *changed.uri_mut() = format!("{path}?challenge={}", other.challenge).parse().unwrap();
+    assert_eq!(other.send(changed).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(*other.fake.calls.lock(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn challenge_is_told_to_anybody() {
+    let api = api();
+    let response = api.router.clone().oneshot(Api::request("GET", CHALLENGE_PATH, "")).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), api.challenge.as_bytes());
+    assert_eq!(api.send(Api::request("POST", CHALLENGE_PATH, "")).await.0, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
@@ -607,8 +656,15 @@ async fn status_says_the_worst_first() {
     assert_eq!(found.om, None);
 }
 
-/// Signs as Signature Version 4 says, for a path without a query.
-fn signed_by(access_key: &str, secret: &str, path: &str, body: &str, now_ms: u64) -> Request<Body> {
+/// Signs as Signature Version 4 says, for a query of one parameter or none.
+fn signed_by(
+    access_key: &str,
+    secret: &str,
+    path: &str,
+    query: &str,
+    body: &str,
+    now_ms: u64,
+) -> Request<Body> {
     use hmac::{Hmac, KeyInit, Mac};
     let seconds = now_ms / 1000;
     let days = i64::try_from(seconds / 86_400).unwrap();
@@ -627,7 +683,7 @@ fn signed_by(access_key: &str, secret: &str, path: &str, body: &str, now_ms: u64
     let hash = hex::encode(Sha256::digest(body));
     let headers = format!("host:admin\nx-amz-content-sha256:{hash}\nx-amz-date:{stamp}\n");
     let names = "host;x-amz-content-sha256;x-amz-date";
-    let canonical = format!("POST\n{path}\n\n{headers}\n{names}\n{hash}");
+    let canonical = format!("POST\n{path}\n{query}\n{headers}\n{names}\n{hash}");
     let scope = format!("{date}/us-east-1/s3/aws4_request");
     let to_sign = format!("AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{}", hex::encode(Sha256::digest(canonical)));
     let secret = auth::SecretKey::new(secret.to_owned());
@@ -638,7 +694,7 @@ fn signed_by(access_key: &str, secret: &str, path: &str, body: &str, now_ms: u64
     let text = format!(
         "AWS4-HMAC-SHA256 Credential={access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
     );
-    Request::post(path)
+    Request::post(format!("{path}?{query}"))
         .header("host", "admin")
         .header("x-amz-date", stamp)
         .header("x-amz-content-sha256", hash)
@@ -651,19 +707,21 @@ fn signed_by(access_key: &str, secret: &str, path: &str, body: &str, now_ms: u64
 async fn root_may_sign_as_for_s3_and_nobody_else() {
     let api = api();
     let (path, body, now_ms) = ("/api/v1/volumes", r#"{"name":"abc"}"#, clock::now_ms());
-    let (status, answer) = api.send(signed_by("ROOTKEY", SECRET, path, body, now_ms)).await;
+    let query = format!("challenge={}", api.challenge);
+    let query = query.as_str();
+    let (status, answer) = api.send(signed_by("ROOTKEY", SECRET, path, query, body, now_ms)).await;
     assert_eq!(status, StatusCode::OK, "{answer}");
-    let mut other_body = signed_by("ROOTKEY", SECRET, path, body, now_ms - 1000);
+    let mut other_body = signed_by("ROOTKEY", SECRET, path, query, body, now_ms - 1000);
     *other_body.body_mut() = Body::from(r#"{"name":"abd"}"#);
     for request in [
-        signed_by("ROOTKEY", SECRET, path, body, now_ms),
-        signed_by("ROOTKEY", "another secret", path, body, now_ms),
-        signed_by("ROOTKEY", SECRET, path, body, now_ms - 3_600_000),
+        signed_by("ROOTKEY", SECRET, path, query, body, now_ms),
+        signed_by("ROOTKEY", "another secret", path, query, body, now_ms),
+        signed_by("ROOTKEY", SECRET, path, query, body, now_ms - 3_600_000),
         other_body,
     ] {
         assert_eq!(api.send(request).await.0, StatusCode::UNAUTHORIZED);
     }
-    let (status, _) = api.send(signed_by("OTHERKEY", SECRET, path, body, now_ms)).await;
+    let (status, _) = api.send(signed_by("OTHERKEY", SECRET, path, query, body, now_ms)).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
     assert_eq!(api.fake.calls.lock().len(), 1);
 }

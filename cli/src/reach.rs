@@ -13,7 +13,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use admin::prove;
+use admin::{CHALLENGE_PATH, prove};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
@@ -31,6 +31,8 @@ use crate::identity::{Cluster, read_json};
 
 /// An answer's bytes at most: a page of a thousand containers is about a MiB.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The challenge is 32 digits; more than this is none.
+const CHALLENGE_BYTES_MAX: usize = 1 << 10;
 /// A change of membership waits for replicas to catch up with it.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// A node that does not take a connection by then is away.
@@ -168,8 +170,7 @@ impl Api {
         path: &str,
         body: Option<Value>,
     ) -> anyhow::Result<Value> {
-        let request = self.request(method, path, body.map(|body| body.to_string()).unwrap_or_default())?;
-        let exchange = self.exchange(request);
+        let exchange = self.exchange(method, path, body.map(|body| body.to_string()).unwrap_or_default());
         let outcome = tokio::time::timeout(DEADLINE, exchange).await;
         let (status, bytes) = outcome.map_err(|_| Refusal {
             code: "outcome_unknown".to_owned(),
@@ -183,30 +184,36 @@ impl Api {
         method: &'static str,
         path: &str,
         body: String,
+        challenge: Option<&str>,
     ) -> anyhow::Result<http::Request<Full<Bytes>>> {
         let authority = self.address.authority().context("the address of the operators' port has no host")?;
-        http::Request::builder()
+        let mut request = http::Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, authority.as_str())
-            .header(
-                http::header::AUTHORIZATION,
-                prove(&self.key, method, path, body.as_bytes(), wire::clock::now_ms()),
-            )
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
-            .with_context(|| format!("{path} is no path"))
+            .header(http::header::CONTENT_TYPE, "application/json");
+        if let Some(challenge) = challenge {
+            let now_ms = wire::clock::now_ms();
+            let proof = prove(&self.key, challenge, method, path, body.as_bytes(), now_ms);
+            request = request.header(http::header::AUTHORIZATION, proof);
+        }
+        request.body(Full::new(Bytes::from(body))).with_context(|| format!("{path} is no path"))
+    }
+
+    fn no_operators_port(&self, status: http::StatusCode) -> Refusal {
+        Refusal {
+            code: "unreachable".to_owned(),
+            message: format!(
+                "{} answered {status}, not as the admin API does: is it the operators' port of a node whose node.roles has \
+                 admin, and has it started?",
+                self.address
+            ),
+        }
     }
 
     /// An answer, or the refusal that it is.
     fn judge(&self, status: http::StatusCode, bytes: &[u8]) -> anyhow::Result<Value> {
-        let answer: Value = serde_json::from_slice(bytes).map_err(|_| Refusal {
-            code: "unreachable".to_owned(),
-            message: format!(
-                "{} answered {status} and no JSON: is it the operators' port of a node whose node.roles has admin?",
-                self.address
-            ),
-        })?;
+        let answer: Value = serde_json::from_slice(bytes).map_err(|_| self.no_operators_port(status))?;
         if status.is_success() {
             return Ok(answer);
         }
@@ -220,13 +227,13 @@ impl Api {
         path: &str,
         mut take: impl FnMut(&[u8]) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let request = self.request("GET", path, String::new())?;
         let late = || Refusal {
             code: "unavailable".to_owned(),
             message: format!("{} sent nothing for {} s", self.address, DEADLINE.as_secs()),
         };
-        let (response, driven) =
-            tokio::time::timeout(DEADLINE, self.send(request)).await.map_err(|_| late())??;
+        let (response, driven) = tokio::time::timeout(DEADLINE, self.send("GET", path, String::new()))
+            .await
+            .map_err(|_| late())??;
         let status = response.status();
         let mut body = response.into_body();
         let mut refusal = Vec::new();
@@ -248,9 +255,11 @@ impl Api {
 
     async fn exchange(
         &self,
-        request: http::Request<Full<Bytes>>,
+        method: &'static str,
+        path: &str,
+        body: String,
     ) -> anyhow::Result<(http::StatusCode, Bytes)> {
-        let (response, driven) = self.send(request).await?;
+        let (response, driven) = self.send(method, path, body).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
         driven.abort();
@@ -259,10 +268,13 @@ impl Api {
         Ok((status, body.to_bytes()))
     }
 
-    /// The head of the answer, and the task that reads the rest.
+    /// Asks for the node's challenge and then, over the same connection, what is to be asked. The head of the answer, and
+    /// the task that reads the rest.
     async fn send(
         &self,
-        request: http::Request<Full<Bytes>>,
+        method: &'static str,
+        path: &str,
+        body: String,
     ) -> anyhow::Result<(http::Response<hyper::body::Incoming>, tokio::task::JoinHandle<hyper::Result<()>>)>
     {
         let unreachable = |error: &dyn std::fmt::Display| Refusal {
@@ -277,6 +289,17 @@ impl Api {
             .await
             .map_err(|error| unreachable(&error))?;
         let driven = tokio::spawn(connection);
+        let request = self.request("GET", CHALLENGE_PATH, String::new(), None)?;
+        let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
+        let status = response.status();
+        let challenge = Limited::new(response.into_body(), CHALLENGE_BYTES_MAX).collect().await;
+        let challenge = challenge.map_err(|error| unreachable(&error))?.to_bytes();
+        let Some(challenge) = std::str::from_utf8(&challenge).ok().filter(|_| status.is_success()) else {
+            return Err(self.no_operators_port(status).into());
+        };
+        let request = self.request(method, path, body, Some(challenge))?;
+        // The connection may take a moment to see that the first answer was read.
+        sender.ready().await.map_err(|error| unreachable(&error))?;
         let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
         Ok((response, driven))
     }

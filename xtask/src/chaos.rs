@@ -5,9 +5,10 @@
 //!   faults, one a round: kill, stop, drop one way, fill a disk, fail an fsync, kill all at once
 //! ```
 //!
-//! Clients never repeat a request. While one meta node or one datanode is away, a request that fails or takes over 3 s
-//! fails the round. A gateway that is away, or everything at once, may fail what was asked of it; nothing may be lost or
-//! wrong.
+//! Clients never repeat a request. While one meta node of several or one datanode is away, or one meta node of several
+//! meets a failing or full disk, a request that fails or takes over 3 s fails the round. A gateway that is away, a
+//! datanode whose disk fails or fills, or everything at once, may fail what was asked meanwhile; nothing may be lost or
+//! wrong. Each round says which of the two it was judged by. A fault that did not come about fails its round.
 //!
 //! Not here: the processes (`rig`), the rules (`checker`).
 
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use checker::{Answer, Ask, Condition, History, KeyIndex, OpId, Page, body_of};
 use http::{HeaderMap, HeaderValue};
@@ -27,12 +28,20 @@ use wire::checksum::Etag;
 
 use crate::ChaosArguments;
 use crate::rig::{Rig, Role, Shape};
-use crate::stopwatch::Stopwatch;
+use crate::stopwatch::{Stopwatch, wait_until_every};
 use crate::whole::wait_whole;
 use crate::workspace::Workspace;
 
 /// While one node is away a request takes at most this.
 const REQUEST_LIMIT: Duration = Duration::from_secs(3);
+/// An fdatasync that is to fail does so within this: the node is under load.
+const SYNC_FAILS_WITHIN: Duration = Duration::from_secs(60);
+/// Between two looks at a tracer's file.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// A disk with less room than this is full: datanodes and logs write more at a time.
+const FULL_KIB: u64 = 1024;
+/// A node that deletes meanwhile makes room again.
+const FILL_ATTEMPTS: usize = 5;
 /// A node that was ended is ready again within this.
 const READY_AGAIN: Duration = Duration::from_secs(60);
 /// Every node is back in its place within this.
@@ -60,7 +69,8 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
     if directory.exists() {
         std::fs::remove_dir_all(&directory).context("remove the last run")?;
     }
-    let shape = Shape { metas: arguments.metas, datanodes: 4, gateways: 2 };
+    let shape =
+        Shape { metas: arguments.metas, datanodes: usize::try_from(arguments.datanodes)?, gateways: 2 };
     let settings = [
         ("FERROZONE_S3__WITNESS", "true"),
         ("RUST_LOG", "info"),
@@ -74,13 +84,22 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let load = Load::begin(&runtime, &rig)?;
     let mut dice = Dice::new(arguments.seed);
+    println!("{} meta nodes, {} datanodes, {} gateways", shape.metas, shape.datanodes, shape.gateways);
     let (mut passed, mut failed) = (0, 0);
+    let mut strict = 0;
     for round in 1..=arguments.faults {
         let fault = Fault::draw(&mut dice, &rig);
         let watch = Stopwatch::start();
         load.begin_round();
         let outcome = break_and_heal(&mut rig, &binary, &fault, &mut dice, &load);
-        let troubles = load.end_round(fault.is_survivable(arguments.metas));
+        let is_survivable = fault.is_survivable(arguments.metas);
+        let troubles = load.end_round(is_survivable);
+        let judged = if is_survivable {
+            strict += 1;
+            "each request within 3 s"
+        } else {
+            "nothing lost or wrong"
+        };
         let verdict = match (&outcome, troubles.as_slice()) {
             (Ok(()), []) => {
                 passed += 1;
@@ -95,7 +114,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
                 format!("FAILED: {} requests, first: {first}", troubles.len())
             }
         };
-        println!("round {round}: {fault:?}, {:.1} s: {verdict}", watch.elapsed().as_secs_f64());
+        println!("round {round}: {fault:?}, {:.1} s, {judged}: {verdict}", watch.elapsed().as_secs_f64());
         if outcome.is_err() {
             break;
         }
@@ -106,6 +125,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
     }
     failed += wrong.len() as u64;
     passed += u64::from(wrong.is_empty());
+    println!("{strict} rounds were judged by each request's outcome and 3 s, all by the history");
     println!("{operations} operations, {unanswered} without an answer, {} violations", wrong.len());
     drop(rig);
     drop(mounts);
@@ -123,9 +143,9 @@ enum Fault {
     Stop(String, Role),
     /// Nothing reaches the node's internal port any more; what it says gets out.
     OneWay(String, Role),
-    FullDisk(String),
-    /// Its n-th fdatasync from its next start on fails.
-    SyncFails(String, u32),
+    FullDisk(String, Role),
+    /// The n-th fdatasync of each of its threads from its next start on fails.
+    SyncFails(String, Role, u32),
     KillAll,
 }
 
@@ -138,8 +158,12 @@ impl Fault {
             0..8 => Self::Kill(name, role),
             8..13 => Self::Stop(name, role),
             13..16 if role != Role::Gateway => Self::OneWay(name, role),
-            16 => Self::FullDisk(SmallDisks::nodes(rig)[dice.below(2) as usize].clone()),
-            17 if role != Role::Gateway => Self::SyncFails(name, 20 + dice.below(200) as u32),
+            16 => {
+                let (name, role) = SmallDisks::nodes(rig)[dice.below(2) as usize].clone();
+                Self::FullDisk(name, role)
+            }
+            // Few enough to come soon, also where a pool of threads shares the work.
+            17 if role != Role::Gateway => Self::SyncFails(name, role, 20 + dice.below(200) as u32 / 4),
             18 => Self::KillAll,
             _ => Self::Kill(name, role),
         }
@@ -151,8 +175,8 @@ impl Fault {
             // A sole voter away is the group away.
             Self::Kill(_, Role::Meta) | Self::Stop(_, Role::Meta) | Self::OneWay(_, Role::Meta) => metas > 1,
             Self::Kill(_, role) | Self::Stop(_, role) | Self::OneWay(_, role) => *role != Role::Gateway,
-            Self::SyncFails(..) | Self::FullDisk(_) => false,
-            Self::KillAll => false,
+            Self::SyncFails(_, Role::Meta, _) | Self::FullDisk(_, Role::Meta) => metas > 1,
+            Self::SyncFails(..) | Self::FullDisk(..) | Self::KillAll => false,
         }
     }
 }
@@ -179,21 +203,27 @@ fn break_and_heal(rig: &mut Rig, binary: &Path, fault: &Fault, dice: &mut Dice, 
             std::thread::sleep(hold);
             drop(wall);
         }
-        Fault::FullDisk(name) => {
+        Fault::FullDisk(name, _) => {
             let filler = rig.data(name).join("filler");
-            fill(&filler)?;
+            fill(&filler, || room_kib(&rig.data(name)))
+                .with_context(|| format!("fill the disk of {name}"))?;
             std::thread::sleep(hold);
             std::fs::remove_file(&filler).context("give the disk's room back")?;
             revive(rig, name)?;
         }
-        Fault::SyncFails(name, count) => {
+        Fault::SyncFails(name, _, count) => {
             rig.kill(name)?;
+            let trace = rig.log(name).with_extension("strace");
+            std::fs::write(&trace, "").context("make the trace's file")?;
+            let to = trace.display().to_string();
             let inject = format!("inject=fdatasync:error=EIO:when={count}");
-            rig.start_under(
-                name,
-                &["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject],
-            )?;
-            std::thread::sleep(hold * 2);
+            // Other system calls go at their usual speed: a node that is slow in all is another fault.
+            let wrapper =
+                ["strace", "-f", "--seccomp-bpf", "-qq", "-o", &to, "-e", "trace=fdatasync", "-e", &inject];
+            rig.start_under(name, &wrapper)?;
+            let failed = || has_failed(&trace);
+            wait_until_every(LOOK_INTERVAL, "an fdatasync that fails", SYNC_FAILS_WITHIN, failed)?;
+            std::thread::sleep(hold);
             // strace's own end would leave its child: end both.
             rig.kill_traced(name)?;
             rig.start(name)?;
@@ -225,14 +255,38 @@ fn revive(rig: &mut Rig, name: &str) -> Result<()> {
     rig.wait_ready(name, READY_AGAIN)
 }
 
-fn fill(file: &Path) -> Result<()> {
-    // Fails when the disk is full: that is what it is for.
-    Command::new("dd")
-        .arg("if=/dev/zero")
-        .arg(format!("of={}", file.display()))
-        .args(["bs=1M", "status=none"])
-        .status()?;
-    Ok(())
+/// Whether a tracer has made a call fail.
+fn has_failed(trace: &Path) -> Result<Option<()>> {
+    let text = std::fs::read(trace).context("read the trace")?;
+    Ok(String::from_utf8_lossy(&text).contains("(INJECTED)").then_some(()))
+}
+
+/// Room on the disk of a directory.
+fn room_kib(directory: &Path) -> Result<u64> {
+    let mut command = Command::new("df");
+    let outcome = command.args(["--output=avail", "-k"]).arg(directory).output().context("run df")?;
+    let text = String::from_utf8_lossy(&outcome.stdout);
+    let room = text.lines().nth(1).and_then(|line| line.trim().parse().ok());
+    room.with_context(|| format!("df of {}: {text}", directory.display()))
+}
+
+/// Takes all room that `room` sees, and makes sure of it.
+fn fill(file: &Path, room: impl Fn() -> Result<u64>) -> Result<()> {
+    let mut left = 0;
+    for _ in 0..FILL_ATTEMPTS {
+        // Fails when the disk is full: that is what it is for.
+        Command::new("dd")
+            .arg("if=/dev/zero")
+            .arg(format!("of={}", file.display()))
+            .args(["bs=1M", "oflag=append", "conv=notrunc", "status=none"])
+            .status()
+            .context("run dd")?;
+        left = room()?;
+        if left < FULL_KIB {
+            return Ok(());
+        }
+    }
+    bail!("{left} KiB are left")
 }
 
 /// Packets to a port are dropped while it lives.
@@ -266,13 +320,16 @@ struct SmallDisks(Vec<PathBuf>);
 
 impl SmallDisks {
     /// One meta node and one datanode.
-    fn nodes(rig: &Rig) -> [String; 2] {
-        [rig.names(Role::Meta).pop().unwrap_or_default(), rig.names(Role::Datanode)[2].clone()]
+    fn nodes(rig: &Rig) -> [(String, Role); 2] {
+        [
+            (rig.names(Role::Meta).pop().unwrap_or_default(), Role::Meta),
+            (rig.names(Role::Datanode)[2].clone(), Role::Datanode),
+        ]
     }
 
     fn mount(rig: &Rig) -> Result<Self> {
         let mut mounted = Self(Vec::new());
-        for name in Self::nodes(rig) {
+        for (name, _) in Self::nodes(rig) {
             let data = rig.data(&name);
             std::fs::create_dir_all(&data).context("make a mount point")?;
             let status =
@@ -560,5 +617,44 @@ impl Dice {
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_meta_node_of_several_is_missed_by_nobody() {
+        let name = || "n".to_owned();
+        for (fault, of_three, of_one) in [
+            (Fault::Kill(name(), Role::Meta), true, false),
+            (Fault::SyncFails(name(), Role::Meta, 20), true, false),
+            (Fault::FullDisk(name(), Role::Meta), true, false),
+            (Fault::SyncFails(name(), Role::Datanode, 20), false, false),
+            (Fault::FullDisk(name(), Role::Datanode), false, false),
+            (Fault::Stop(name(), Role::Datanode), true, true),
+            (Fault::Kill(name(), Role::Gateway), false, false),
+            (Fault::KillAll, false, false),
+        ] {
+            assert_eq!((fault.is_survivable(3), fault.is_survivable(1)), (of_three, of_one), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn fault_that_did_not_come_about_is_seen() {
+        let dir = std::env::temp_dir().join(format!("ferrozone-chaos-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let trace = dir.join("trace");
+        let line = "7 fdatasync(5) = -1 EIO (Input/output error)";
+        std::fs::write(&trace, format!("{line}\n")).unwrap();
+        assert_eq!(has_failed(&trace).unwrap(), None);
+        std::fs::write(&trace, format!("{line} (INJECTED)\n")).unwrap();
+        assert_eq!(has_failed(&trace).unwrap(), Some(()));
+        assert!(room_kib(&dir).unwrap() > 0);
+        let nowhere = dir.join("none/filler");
+        assert!(fill(&nowhere, || Ok(FULL_KIB)).unwrap_err().to_string().contains("1024 KiB are left"));
+        fill(&nowhere, || Ok(0)).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -97,6 +97,9 @@ pub(crate) struct ChaosArguments {
     /// Nodes with OM and SCM.
     #[arg(long, default_value_t = 3)]
     metas: usize,
+    /// Nodes with a datanode, three or more. With three, every key lies on all of them.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(3..=16))]
+    datanodes: u64,
     /// Directory of the cluster, made anew; kept afterwards.
     #[arg(long)]
     dir: Option<PathBuf>,

@@ -55,6 +55,8 @@ const PAUSE_LONGEST: Duration = Duration::from_millis(250);
 const SILENT_FOR: Duration = Duration::from_secs(2);
 /// Peers known at most: hints could name any number of them.
 const PEERS_MAX: usize = 16;
+/// A peer that was named a member so lately is not dropped for another one: members are named every ten seconds.
+const NAMED_FOR: Duration = Duration::from_secs(60);
 
 /// A peer's stub, or its service in this process.
 pub type Connector<S> = Box<dyn Fn(&HostPort) -> Arc<S> + Send + Sync>;
@@ -241,8 +243,9 @@ struct Peers<S: ?Sized> {
 }
 
 struct Known<S: ?Sized> {
-    /// Only ever appended to: a try names its peer by its place.
-    peers: Vec<Peer<S>>,
+    /// By place, by which a try names its peer. A place is never given twice; one that is gone is passed over.
+    peers: BTreeMap<usize, Peer<S>>,
+    next: usize,
     leader: Option<usize>,
 }
 
@@ -252,35 +255,86 @@ struct Peer<S: ?Sized> {
     service: Arc<S>,
     /// It was silent: asked after the others until then.
     silent_until: Option<Instant>,
+    /// Since when it has given no answer that only a living peer gives.
+    failing_since: Option<Instant>,
+    /// When somebody last said that it is a member.
+    named_at: Option<Instant>,
+}
+
+impl<S: ?Sized> Known<S> {
+    fn new(peers: impl IntoIterator<Item = (Option<HostPort>, Arc<S>)>) -> Self {
+        let mut known = Self { peers: BTreeMap::new(), next: 0, leader: None };
+        for (address, service) in peers {
+            known.add(address, service, None);
+        }
+        known
+    }
+
+    fn add(&mut self, address: Option<HostPort>, service: Arc<S>, named_at: Option<Instant>) -> usize {
+        let place = self.next;
+        self.next += 1;
+        self.peers
+            .insert(place, Peer { address, service, silent_until: None, failing_since: None, named_at });
+        place
+    }
+
+    /// The peer at an address, which somebody has just named a member.
+    fn find_named(&mut self, address: &HostPort) -> Option<usize> {
+        let (place, peer) = self.peers.iter_mut().find(|(_, peer)| peer.address.as_ref() == Some(address))?;
+        peer.named_at = Some(Instant::now());
+        Some(*place)
+    }
+
+    /// Whether there is room for another peer, if need be in the place of one that is no member any more: of those that
+    /// nobody names the one that has failed longest, or else was named the longest ago.
+    fn make_room(&mut self) -> bool {
+        if self.peers.len() < PEERS_MAX {
+            return true;
+        }
+        let now = Instant::now();
+        let is_named = |peer: &Peer<S>| peer.named_at.is_some_and(|at| now.duration_since(at) < NAMED_FOR);
+        let leader = self.leader;
+        let unnamed = self.peers.iter().filter(|(place, peer)| leader != Some(**place) && !is_named(peer));
+        let order = |peer: &Peer<S>| (peer.failing_since.is_none(), peer.failing_since, peer.named_at);
+        let Some(place) = unnamed.min_by_key(|(_, peer)| order(peer)).map(|(place, _)| *place) else {
+            return false;
+        };
+        if let Some(Peer { address: Some(address), .. }) = self.peers.remove(&place) {
+            tracing::info!(peer = %address, "a peer that nobody names a member any more is forgotten");
+        }
+        true
+    }
+
+    fn note_alive(&mut self, place: usize) {
+        if let Some(peer) = self.peers.get_mut(&place) {
+            (peer.silent_until, peer.failing_since) = (None, None);
+        }
+    }
 }
 
 impl<S: ?Sized + Send + Sync> Peers<S> {
     fn new(peers: Vec<(HostPort, Arc<S>)>, connect: Option<Connector<S>>) -> Self {
-        let peers = peers.into_iter().map(|(address, service)| Peer {
-            address: Some(address),
-            service,
-            silent_until: None,
-        });
-        Self { known: Mutex::new(Known { peers: peers.collect(), leader: None }), connect }
+        let peers = peers.into_iter().map(|(address, service)| (Some(address), service));
+        Self { known: Mutex::new(Known::new(peers)), connect }
     }
 
     fn sole(service: Arc<S>) -> Self {
-        let peer = Peer { address: None, service, silent_until: None };
-        Self { known: Mutex::new(Known { peers: vec![peer], leader: None }), connect: None }
+        Self { known: Mutex::new(Known::new([(None, service)])), connect: None }
     }
 
     /// Whom to ask, in order: who led last, then the others, those that were silent last.
     fn order(&self) -> VecDeque<usize> {
         let known = self.known.lock();
         let now = Instant::now();
-        let is_silent = |place: &usize| known.peers[*place].silent_until.is_some_and(|until| until > now);
-        let mut places: Vec<usize> = (0..known.peers.len()).collect();
+        let is_silent = |place: &usize| known.peers[place].silent_until.is_some_and(|until| until > now);
+        let mut places: Vec<usize> = known.peers.keys().copied().collect();
         places.sort_by_key(|place| (is_silent(place), known.leader != Some(*place)));
         places.into()
     }
 
-    fn service(&self, place: usize) -> Arc<S> {
-        self.known.lock().peers[place].service.clone()
+    /// None of a peer that was dropped meanwhile.
+    fn service(&self, place: usize) -> Option<Arc<S>> {
+        self.known.lock().peers.get(&place).map(|peer| peer.service.clone())
     }
 
     fn count(&self) -> usize {
@@ -289,42 +343,48 @@ impl<S: ?Sized + Send + Sync> Peers<S> {
 
     fn note_leader(&self, place: usize) {
         let mut known = self.known.lock();
-        known.leader = Some(place);
-        known.peers[place].silent_until = None;
+        if known.peers.contains_key(&place) {
+            known.leader = Some(place);
+            known.note_alive(place);
+        }
     }
 
     /// `place` does not lead. Answers where the peer is that it says leads.
     fn note_follower(&self, place: usize, hint: Option<&HostPort>) -> Option<usize> {
         let mut known = self.known.lock();
-        known.peers[place].silent_until = None;
+        known.note_alive(place);
         if known.leader == Some(place) {
             known.leader = None;
         }
         let hint = hint?;
-        let named = known.peers.iter().position(|peer| peer.address.as_ref() == Some(hint));
-        if named.is_some() {
-            return named;
+        if let Some(named) = known.find_named(hint) {
+            return Some(named);
         }
-        let connect = self.connect.as_ref().filter(|_| known.peers.len() < PEERS_MAX)?;
+        let connect = self.connect.as_ref()?;
+        if !known.make_room() {
+            return None;
+        }
         tracing::info!(peer = %hint, "a peer that is not configured here leads");
-        known.peers.push(Peer { address: Some(hint.clone()), service: connect(hint), silent_until: None });
-        Some(known.peers.len() - 1)
+        Some(known.add(Some(hint.clone()), connect(hint), Some(Instant::now())))
     }
 
     /// A member of the group that may not be known yet: it may lead when all that are known are gone.
     fn learn(&self, address: &HostPort) {
         let mut known = self.known.lock();
-        let is_known = known.peers.iter().any(|peer| peer.address.as_ref() == Some(address));
-        let Some(connect) = self.connect.as_ref().filter(|_| !is_known && known.peers.len() < PEERS_MAX)
-        else {
+        let Some(connect) = self.connect.as_ref() else { return };
+        if known.find_named(address).is_some() || !known.make_room() {
             return;
-        };
+        }
         tracing::info!(peer = %address, "a member that is not configured here");
-        known.peers.push(Peer {
-            address: Some(address.clone()),
-            service: connect(address),
-            silent_until: None,
-        });
+        known.add(Some(address.clone()), connect(address), Some(Instant::now()));
+    }
+
+    /// `place` gave an answer that is none of a peer that works.
+    fn note_failed(&self, place: usize) {
+        let mut known = self.known.lock();
+        if let Some(peer) = known.peers.get_mut(&place) {
+            peer.failing_since.get_or_insert_with(Instant::now);
+        }
     }
 
     /// Remembers who has been asked a while ago and not yet answered.
@@ -332,7 +392,10 @@ impl<S: ?Sized + Send + Sync> Peers<S> {
         let now = Instant::now();
         let mut known = self.known.lock();
         for (place, _) in in_flight.iter().filter(|(_, since)| now.duration_since(**since) >= TRY_PATIENCE) {
-            known.peers[*place].silent_until = Some(now + SILENT_FOR);
+            if let Some(peer) = known.peers.get_mut(place) {
+                peer.silent_until = Some(now + SILENT_FOR);
+                peer.failing_since.get_or_insert(now);
+            }
         }
     }
 
@@ -352,8 +415,9 @@ impl<S: ?Sized + Send + Sync> Peers<S> {
                 match call.queue.pop_front() {
                     Some(place) if call.in_flight.contains_key(&place) => continue,
                     Some(place) => {
+                        let Some(service) = self.service(place) else { continue };
                         call.begin(place);
-                        let work = ask(self.service(place));
+                        let work = ask(service);
                         let is_patient = !is_repeatable || self.count() == 1;
                         tries.push(async move { (place, within(work, is_patient).await) });
                     }
@@ -382,6 +446,8 @@ impl<S: ?Sized + Send + Sync> Peers<S> {
                             if failure.status == Status::NotLeader {
                                 let named = self.note_follower(place, failure.leader.as_ref());
                                 call.follow(named);
+                            } else {
+                                self.note_failed(place);
                             }
                             call.last = Some(failure);
                         }

@@ -281,6 +281,44 @@ async fn learned_member_is_asked_when_the_others_are_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn leader_is_followed_after_more_replacements_than_peers_are_known() {
+    const LAST: usize = 3 * PEERS_MAX;
+    // One after the other leads, is replaced, and is gone for good.
+    let leader = Arc::new(Mutex::new(0));
+    struct Replaced(usize, Arc<Mutex<usize>>);
+    #[async_trait]
+    impl OmService for Replaced {
+        async fn handle(&self, _: OmRequest) -> Result<OmReply, CallError> {
+            let leader = *self.1.lock();
+            if self.0 == leader {
+                return Ok(OmReply::ReleaseBlocks(()));
+            }
+            // The one before the leader still tells; older ones are no more.
+            Err(match self.0 + 1 == leader {
+                true => Failure::not_leader(Some(address(leader))).into(),
+                false => Failure::new(Status::Retry, "connection refused").into(),
+            })
+        }
+    }
+    let connect = {
+        let leader = leader.clone();
+        move |peer: &HostPort| {
+            let place = (0..=LAST).find(|place| address(*place) == *peer).unwrap();
+            Arc::new(Replaced(place, leader.clone())) as Arc<dyn OmService>
+        }
+    };
+    let client = OmClient::with_connector(vec![(address(0), connect(&address(0)))], Box::new(connect));
+    for next in 1..=LAST {
+        *leader.lock() = next;
+        call_om(&*client, release(next as u64)).await.unwrap();
+        assert!(client.peers.count() <= PEERS_MAX);
+        // Members are few: those who are gone are not named any more.
+        client.learn(&address(next));
+        tokio::time::sleep(NAMED_FOR / 4).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn session_that_ended_after_a_lost_answer_leaves_the_outcome_unknown() {
     let group = group(vec![vec![Mood::Leads(0), Mood::LosesAnswer(1), Mood::SessionEnded]]);
     let session = Session::open(group.client.clone()).await.unwrap();

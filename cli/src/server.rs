@@ -158,7 +158,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let api: Arc<OnceLock<axum::Router>> = Arc::default();
     let operators = tokio::spawn({
         let router = admin::router(readiness.clone(), metrics).fallback_service(late(api.clone()));
-        http::serve(admin_listener, admin_tls, router, stopping.clone().cancelled_owned())
+        http::serve_operators(admin_listener, admin_tls, router, stopping.clone().cancelled_owned())
     });
 
     let roles = Roles::start(&config, &cluster, &readiness, &stopping).await?;

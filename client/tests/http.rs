@@ -523,6 +523,31 @@ async fn clock_that_is_off_is_named_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn idle_strangers_keep_no_node_out() {
+    /// More than a listener takes at once.
+    const STRANGERS: usize = 1200;
+    let server = Server::start(Arc::default()).await;
+    let proven = server.om();
+    call_om(&proven, OpenSession { nonce: [0; 16] }).await.unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..STRANGERS {
+        strangers.push(TcpStream::connect(server.peer.as_str()).await.unwrap());
+    }
+    let soon = Duration::from_secs(5);
+    // One that stands, and one that comes from the same address as the strangers.
+    for om in [proven, server.om()] {
+        let called = tokio::time::timeout(soon, call_om(&om, OpenSession { nonce: [1; 16] }));
+        called.await.expect("it waits behind strangers").unwrap();
+    }
+    // Those who came first made room.
+    let mut closed = [0; 1];
+    let read = tokio::time::timeout(soon, strangers[0].read(&mut closed)).await.expect("it is kept");
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    drop(strangers);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn leader_is_found_beside_peers_that_are_gone_hang_or_lie() {
     let server = Server::start(Arc::default()).await;
     let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap();

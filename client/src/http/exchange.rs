@@ -25,6 +25,7 @@ use wire::status::{Failure, Status};
 
 use super::auth::{AuthError, Nonce, Verifier};
 use super::frame::{Frame, FrameReader};
+use super::lobby::Standing;
 use super::rpc::{Answer, encode_answer};
 use super::{BODY_IDLE_DEADLINE, DRAIN_DEADLINE};
 use crate::service::CallError;
@@ -79,6 +80,9 @@ impl Exchange {
 
     fn begin(verifier: &Arc<Verifier>, head: &Parts) -> (Self, Result<[u8; 32], AuthError>) {
         let digest = verifier.verify(head.method.as_str(), head.uri.path(), &head.headers);
+        if let (Ok(_), Some(standing)) = (&digest, head.extensions.get::<Standing>()) {
+            standing.prove();
+        }
         (Self { verifier: verifier.clone(), nonce: Verifier::nonce(&head.headers) }, digest)
     }
 

@@ -10,7 +10,7 @@
 //! * `auth`: every call proves knowledge of the cluster key, and so does every answer. `tls`: certificates beside that.
 //! * `rpc`: one message in, one message out. `upload`: streams into a service. `block_stream`, `replica_stream`: what a
 //!   datanode takes and gives. `frame`: their framing.
-//! * `transport`, `connect`: the calling side. `exchange`, `serve`: the serving side.
+//! * `transport`, `connect`: the calling side. `exchange`, `serve`, `lobby`: the serving side.
 //!
 //! Invariants:
 //! * No body is buffered beyond its limit: `RPC_BYTES_MAX` for messages, one frame for streams.
@@ -24,6 +24,7 @@ mod block_stream;
 mod connect;
 mod exchange;
 mod frame;
+mod lobby;
 mod replica_stream;
 mod rpc;
 mod serve;
@@ -37,7 +38,7 @@ pub use auth::Verifier;
 pub use block_stream::{DatanodeStub, datanode_router};
 pub use exchange::Exchange;
 pub use rpc::{OmStub, ScmStub, om_router, scm_router};
-pub use serve::serve;
+pub use serve::{serve, serve_operators};
 pub use transport::{Transport, TransportConfig};
 pub use upload::{Incoming, Target};
 

@@ -5,6 +5,20 @@
 //! that answers nothing.
 
 pub(crate) use platform::abort::AbortOnPanic;
+use platform::disk::DiskIo;
+
+/// Notes durably that this replica is wrong, so that it is not opened again, and aborts.
+pub(crate) fn condemn(group: &str, disk: &dyn DiskIo, why: &str) -> ! {
+    tracing::error!(
+        group,
+        "{why}: this replica ends and is not opened again; remove it from its group, delete its directory, and let the node \
+         join under a new raft id"
+    );
+    if let Err(error) = crate::unsound::mark(disk, why) {
+        tracing::error!(group, %error, "that it is not to be opened again cannot be noted: do not start it");
+    }
+    platform::abort::abort(&format!("{group}: {why}"))
+}
 
 /// Logs why and aborts. No destructor runs: a clean close after an error would write from a state that is not known.
 pub(crate) fn fatal(group: &str, what: &str, error: &dyn std::error::Error) -> ! {

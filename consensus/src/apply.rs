@@ -179,6 +179,10 @@ impl<M: StateMachine> Applier<M> {
         let outcomes = match self.transact(entries) {
             Ok(outcomes) => outcomes,
             Err(StoreError::Corrupt { .. }) if self.is_sole_voter() => self.apply_singly(entries),
+            // A replay would meet it again, and the others have the row.
+            Err(error @ StoreError::Corrupt { .. }) if self.progress.conf_state.voters.len() > 1 => {
+                self.shared.condemn(&format!("cannot apply an entry: {error}"));
+            }
             Err(error) => fatal(&self.shared.name, "cannot apply", &error),
         };
         wire::failpoint::hit("consensus_batch_applied");

@@ -30,7 +30,7 @@ mod membership;
 mod room;
 mod snapshots;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -148,6 +148,8 @@ pub(crate) struct Driver<R> {
     election_ticks: usize,
     /// State hashes by index and replica, peers' and our own.
     marked: BTreeMap<u64, BTreeMap<u64, (u64, u64)>>,
+    /// Where which peers were found to differ, so that it is told once.
+    mismatched: BTreeSet<(u64, u64)>,
     /// The next packets carry state hashes.
     marks_due: bool,
     /// The tick at which stopping no longer waits for another leader.
@@ -194,6 +196,7 @@ impl<R: Send + 'static> Driver<R> {
             seen,
             election_ticks,
             marked: BTreeMap::new(),
+            mismatched: BTreeSet::new(),
             marks_due: false,
             stop_by: None,
             rolls_seen: 0,
@@ -470,8 +473,30 @@ impl<R: Send + 'static> Driver<R> {
         }
     }
 
-    /// Ends this replica if most voters hold other rows at the same index.
+    /// Tells of every peer that holds other rows at the same index, and ends this replica for good if most voters do.
     fn compare_marks(&mut self) {
+        self.note_own_marks();
+        let mine = self.node.raft.id;
+        let voters = &self.membership.conf_state.voters;
+        let Some(oldest) = self.marked.keys().next().copied() else { return };
+        self.mismatched.retain(|(index, _)| *index >= oldest);
+        for (index, hashes) in &self.marked {
+            let Some(own) = hashes.get(&mine) else { continue };
+            let mut others = BTreeMap::<_, usize>::new();
+            for (raft_id, hash) in hashes.iter().filter(|(_, hash)| *hash != own) {
+                if self.mismatched.insert((*index, *raft_id)) {
+                    note_mismatch(&self.shared, *index, *raft_id);
+                }
+                *others.entry(hash).or_default() += usize::from(voters.contains(raft_id));
+            }
+            if others.values().any(|count| *count > voters.len() / 2) {
+                let why = format!("its rows after entry {index} differ from those of most voters");
+                self.shared.condemn(&why);
+            }
+        }
+    }
+
+    fn note_own_marks(&mut self) {
         let mine = self.node.raft.id;
         for mark in self.shared.marks() {
             let oldest = self.marked.keys().next().copied();
@@ -482,20 +507,6 @@ impl<R: Send + 'static> Driver<R> {
         }
         while self.marked.len() > MARKED_MAX {
             self.marked.pop_first();
-        }
-        let voters = &self.membership.conf_state.voters;
-        for (index, hashes) in &self.marked {
-            let Some(own) = hashes.get(&mine) else { continue };
-            let mut others = BTreeMap::<_, usize>::new();
-            for (_, hash) in hashes.iter().filter(|(raft_id, hash)| voters.contains(raft_id) && *hash != own)
-            {
-                *others.entry(hash).or_default() += 1;
-            }
-            if others.values().any(|count| *count > voters.len() / 2) {
-                self.shared.metrics.state_mismatches.increment(1);
-                let error = crate::error::StateMismatch { index: *index };
-                crate::abort::fatal(&self.shared.name, "this replica is wrong", &error);
-            }
         }
     }
 
@@ -784,4 +795,18 @@ impl<R: Send + 'static> Driver<R> {
         tracing::info!(group = %self.shared.name, "stopped");
         ControlFlow::Break(())
     }
+}
+
+/// Two replicas applied the same entries and hold other rows. Which one is wrong only a majority can say.
+fn note_mismatch(shared: &Shared, index: u64, peer: u64) {
+    shared.metrics.state_mismatches.increment(1);
+    shared.status.lock().state_mismatches += 1;
+    tracing::error!(
+        group = %shared.name,
+        index,
+        raft_id = shared.raft_id,
+        peer,
+        "two replicas hold different rows after the same entry: one of them is wrong. Where most voters agree, the other one \
+         ends itself; where too few are there to tell, bring the missing ones back before anything is removed"
+    );
 }

@@ -128,6 +128,21 @@ pub enum OpenError {
         /// Whose directory it was.
         raft_id: u64,
     },
+    /// The replica was found to be wrong, and noted so.
+    #[error(
+        "{} holds replica {raft_id}, which was found to be wrong: {why}. It would answer from wrong rows, so it is not opened \
+         again. Remove it from its group (`ferrozone admin om remove-peer`, or `scm remove-peer`), delete the directory, and \
+         let this node join under a new raft id (`ferrozone cluster add-node`)",
+        dir.display()
+    )]
+    Unsound {
+        /// The group's directory.
+        dir: PathBuf,
+        /// Whose directory it is.
+        raft_id: u64,
+        /// What was found.
+        why: String,
+    },
     /// The note that a replica has lived cannot be read or written. Without it a wiped replica could not be told from a
     /// new one.
     #[error(
@@ -380,15 +395,4 @@ impl From<ChangeError> for Failure {
 /// A row key in hexadecimal: row keys are bytes and may hold anything.
 fn hex_of(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Most replicas hold other rows than this one.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "its rows at entry {index} differ from those of most replicas: remove this replica from its group, delete its \
-     directory, and let it rejoin under a new raft id"
-)]
-pub(crate) struct StateMismatch {
-    /// Where they were compared.
-    pub(crate) index: u64,
 }

@@ -53,6 +53,7 @@ use crate::state::snapshot::SnapshotSource;
 use crate::state::{Progress, StateConfig, StateFile};
 use crate::storage::LogStore;
 use crate::store::{ReadView, check_tables};
+use crate::unsound;
 
 /// The longest command: raft panics on a Ready that is much longer than this.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
@@ -300,6 +301,8 @@ pub struct GroupStatus {
     pub log_last_index: u64,
     /// The hash over all rows at `applied_index`.
     pub state_hash: u128,
+    /// How often another replica was found to hold other rows after the same entry, since this one was opened.
+    pub state_mismatches: u64,
 }
 
 /// Who leads, as this replica knows it.
@@ -566,6 +569,11 @@ impl<M: StateMachine> Group<M> {
         self.handle.shared.membership.lock().former.contains(&self.handle.raft_id)
     }
 
+    /// Ends the process since this replica's rows are wrong, as others show or checksums say. It is not opened again.
+    pub fn condemn(&self, why: &str) -> ! {
+        self.handle.shared.condemn(why)
+    }
+
     /// Changes the membership; returns when the change is committed and no other quorum counts.
     ///
     /// # Errors
@@ -673,6 +681,7 @@ struct Opened {
 /// Opens what is in the directory, or makes it, and brings it together.
 fn recover<M: StateMachine>(config: &GroupConfig) -> Result<Opened, OpenError> {
     let replica = Replica::lock(&config.disk)?;
+    unsound::refuse(&*config.disk, config.raft_id)?;
     let note = note_name(&config.name, config.raft_id, config.incarnation);
     if !replica.exists()? {
         if let Some(marker) = &config.marker
@@ -789,7 +798,9 @@ fn start<M: StateMachine>(
     }
     let alone = membership.is_alone(config.raft_id);
     let database = Arc::clone(state.database());
-    let shared = Arc::new(Shared::new(&config.name, config.raft_id, M::TABLES, database, status, membership));
+    let disk = Arc::clone(&config.disk);
+    let shared =
+        Arc::new(Shared::new(&config.name, config.raft_id, disk, M::TABLES, database, status, membership));
     shared.alone.store(alone, Ordering::Release);
     let node = make_node(&config, log, &progress)?;
     let (raft_sender, raft_inbox) = mpsc::channel(config.proposals_max + INBOX_EXTRA);
@@ -920,6 +931,7 @@ fn status_at_start(log: &dyn Log, progress: &Progress) -> GroupStatus {
         log_first_index: log.first_index(),
         log_last_index: log.last_index(),
         state_hash: progress.state_hash,
+        state_mismatches: 0,
     }
 }
 

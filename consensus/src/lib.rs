@@ -25,6 +25,7 @@
 //! | `log` | segments and records on disk |
 //! | `state` | the redb file: progress, identity, checkpoints |
 //! | `replica` | the directory: lock, identity file, creation as a whole |
+//! | `unsound` | a note that a replica is wrong |
 //! | `space` | what passes when the disk is full |
 //! | `shared` | what the threads and the handles see of one another |
 //!
@@ -59,6 +60,7 @@ mod state;
 mod storage;
 mod store;
 mod terms;
+mod unsound;
 
 pub use backup::{Backup, BackupInfo, restore};
 pub use error::{

@@ -25,6 +25,8 @@ pub struct Place {
     pub marker: Option<Marker>,
     /// As [`GroupConfig::log_keep_entries`], if not the default.
     pub log_keep_entries: Option<u64>,
+    /// As [`GroupConfig::state_hash_entries`], if not the default.
+    pub state_hash_entries: Option<u64>,
 }
 
 impl Place {
@@ -40,6 +42,7 @@ impl Place {
         config.transport.clone_from(&self.transport);
         config.marker.clone_from(&self.marker);
         config.log_keep_entries = self.log_keep_entries.unwrap_or(config.log_keep_entries);
+        config.state_hash_entries = self.state_hash_entries.unwrap_or(config.state_hash_entries);
     }
 }
 

@@ -6,6 +6,7 @@
 //!  DIR/identity           whose directory this is, 48 bytes; written last
 //!  DIR/log.*, DIR/spare.* segments (see `log`)
 //!  DIR/state.redb         rows (see `state`)
+//!  DIR/unsound            this replica was found to be wrong (see `unsound`)
 //!  DIR/reserve            bytes to give back when the disk is full (see `space`)
 //! ```
 //!

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use platform::disk::DiskIo;
 use platform::watch;
 use tokio::sync::oneshot;
 
@@ -79,6 +80,8 @@ pub(crate) struct Ticket(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) raft_id: u64,
+    /// The group's directory.
+    pub(crate) disk: Arc<dyn DiskIo>,
     pub(crate) tables: &'static [Table],
     pub(crate) metrics: Metrics,
     pub(crate) status: Mutex<GroupStatus>,
@@ -126,6 +129,7 @@ impl Shared {
     pub(crate) fn new(
         name: &str,
         raft_id: u64,
+        disk: Arc<dyn DiskIo>,
         tables: &'static [Table],
         db: Arc<StateDb>,
         status: GroupStatus,
@@ -144,6 +148,7 @@ impl Shared {
             applier_ended: AtomicBool::new(false),
             name: name.to_owned(),
             raft_id,
+            disk,
             tables,
             metrics: Metrics::new(name),
             status: Mutex::new(status),
@@ -161,6 +166,11 @@ impl Shared {
             db: RwLock::new(Some(db)),
             view: Mutex::new(None),
         }
+    }
+
+    /// This replica is wrong: it ends, and is not opened again.
+    pub(crate) fn condemn(&self, why: &str) -> ! {
+        crate::abort::condemn(&self.name, &*self.disk, why)
     }
 
     /// The raft thread: who leads now. Whoever leads anew has to apply an entry of its term first.

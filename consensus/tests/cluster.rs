@@ -7,7 +7,7 @@ mod common;
 use bytes::Bytes;
 use common::net::{Net, member};
 use common::{REGISTER, Registers};
-use consensus::{ChangeError, Group, PeerEndpoint, ProposeError, ReadError, Rows};
+use consensus::{ChangeError, Group, GroupConfig, OpenError, PeerEndpoint, ProposeError, ReadError, Rows};
 use wire::group::{MemberRole, MembershipChange};
 
 async fn set(net: &Net, group: &Group<Registers>, name: &str, value: &str) -> Result<String, ProposeError> {
@@ -407,4 +407,64 @@ async fn a_learner_that_is_away_does_not_become_a_voter() {
     net.during(leader.change_membership(MembershipChange::Remove { raft_id: 2, force: false }))
         .await
         .unwrap();
+}
+
+fn often(config: &mut GroupConfig) {
+    config.state_hash_entries = 20;
+}
+
+async fn set_many(net: &Net, ids: &[u64]) {
+    for number in 0..60 {
+        let leader = net.leader_among(ids).await;
+        // Leadership may move when one of them ends.
+        let _ = set(net, &leader, &format!("r{number}"), "x").await;
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_differs_from_most_ends_for_good() {
+    const WRONG: u64 = 3;
+    let mut net = Net::with(3, often);
+    let leader = net.leader().await;
+    set(&net, &leader, "a", "b").await.unwrap();
+    drop(leader);
+    net.stop(WRONG).await;
+    net.start_wrong(WRONG);
+    platform::abort::take_aborted();
+    set_many(&net, &[1, 2]).await;
+    net.until("its end", || platform::abort::has_aborted(WRONG as u32).then_some(())).await;
+    let ended = platform::abort::take_aborted();
+    assert!(ended.iter().all(|(node, _)| u64::from(*node) == WRONG), "{ended:?}");
+    assert!(ended[0].1.contains("differ from those of most voters"), "{ended:?}");
+
+    // The next start would serve the same wrong rows.
+    let Err(refused) = net.open_again(WRONG) else { panic!("it came back") };
+    let text = refused.to_string();
+    assert!(matches!(refused, OpenError::Unsound { raft_id: WRONG, .. }), "{text}");
+    assert!(text.contains("remove-peer") && text.contains("differ from those of most"), "{text}");
+
+    let leader = net.leader_among(&[1, 2]).await;
+    set(&net, &leader, "a", "without it").await.unwrap();
+    assert_eq!(get(&net, &leader, "r7").await.unwrap().as_deref(), Some("x"));
+    net.agree(&[1, 2]).await;
+    assert!(net.open_again(1).is_ok());
+}
+
+#[tokio::test]
+async fn a_difference_that_no_majority_settles_is_told_by_both() {
+    let mut net = Net::with(3, often);
+    net.leader().await;
+    net.stop(2).await;
+    net.start_wrong(2);
+    net.leader().await;
+    // One of three is away: nobody can say which of the two is right.
+    net.isolate(3);
+    platform::abort::take_aborted();
+    set_many(&net, &[1, 2]).await;
+    // At entries 20, 40 and 60.
+    let counts = || [1, 2].map(|raft_id| net.group(raft_id).status().state_mismatches);
+    net.until("the word of both", || counts().iter().all(|count| *count >= 3).then_some(())).await;
+    net.ticks(30).await;
+    assert_eq!(counts(), [3, 3], "each once");
+    assert_eq!(platform::abort::take_aborted(), []);
 }

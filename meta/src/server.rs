@@ -258,11 +258,10 @@ impl Om {
         }
     }
 
-    /// A replica with peers that has a damaged row stops and is rebuilt: answers from the others are right.
+    /// A replica with peers that has a damaged row ends for good and is rebuilt: answers from the others are right.
     pub(crate) fn stop_if_damaged(&self, error: &StoreError) {
         if matches!(error, StoreError::Corrupt { .. }) && self.has_peers() {
-            tracing::error!(%error, "a row of this replica is damaged: it stops; let it rejoin under a new raft id");
-            platform::abort::abort("a row of om's state is damaged");
+            self.group.condemn(&error.to_string());
         }
     }
 

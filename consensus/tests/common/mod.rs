@@ -19,11 +19,18 @@ pub(crate) const COUNTER: Table = Table::new(1, "counter");
 pub(crate) struct Registers {
     /// Registers set by each first letter, not written yet.
     counted: BTreeMap<u8, u64>,
+    /// Stands behind every value: a machine with another one than the others' is wrong.
+    suffix: &'static str,
 }
 
 impl Registers {
     pub(crate) fn new() -> Self {
-        Registers { counted: BTreeMap::new() }
+        Registers { counted: BTreeMap::new(), suffix: "" }
+    }
+
+    /// One that applies commands otherwise than all others.
+    pub(crate) fn wrong() -> Self {
+        Registers { suffix: "!", ..Self::new() }
     }
 }
 
@@ -39,6 +46,7 @@ impl StateMachine for Registers {
         let old = batch.get(REGISTER, name.as_bytes())?;
         match verb {
             "set" => {
+                let value = format!("{value}{}", self.suffix);
                 batch.put(REGISTER, name.as_bytes(), value.as_bytes())?;
                 *self.counted.entry(name.as_bytes()[0]).or_default() += 1;
                 Ok(entry.index.to_string())

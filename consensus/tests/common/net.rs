@@ -190,6 +190,24 @@ impl Net {
         group
     }
 
+    /// Opens a replica whose machine applies commands otherwise than the others'.
+    pub(crate) fn start_wrong(&mut self, raft_id: u64) -> Group<Registers> {
+        let config = self.config(raft_id);
+        let node = Some(u32::try_from(raft_id).unwrap());
+        let group = platform::node::enter(node, || Group::open(config, Registers::wrong()).unwrap());
+        self.wires.lock().unwrap().endpoints.insert(raft_id, group.clone());
+        group
+    }
+
+    /// What opening a copy of a replica's directory says, as the next start of its process does.
+    pub(crate) fn open_again(&mut self, raft_id: u64) -> Result<(), consensus::OpenError> {
+        let copy = self.copy(raft_id);
+        let mut config = self.config(raft_id);
+        config.disk = consensus::directory(copy.path()).unwrap();
+        config.transport = None;
+        platform::node::enter(Some(999), || Group::open(config, Registers::new()).map(drop))
+    }
+
     /// A copy of a replica's directory, which nobody may have open.
     pub(crate) fn copy(&self, raft_id: u64) -> tempfile::TempDir {
         let copy = tempfile::tempdir().unwrap();

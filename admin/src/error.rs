@@ -97,6 +97,7 @@ impl ApiError {
                 Status::Invalid => (StatusCode::BAD_REQUEST, "bad_request"),
                 Status::NotFound => (StatusCode::NOT_FOUND, "not_found"),
                 Status::Refused => (StatusCode::CONFLICT, "conflict"),
+                Status::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
                 // Our own call was not let in: not the operator's fault.
                 Status::Denied => (StatusCode::BAD_GATEWAY, "denied_within"),
                 Status::Corrupt | Status::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),

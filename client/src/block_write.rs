@@ -17,6 +17,7 @@
 //! * A replica that was given up is never counted again, whatever it answers later.
 //! * A write that is stopped half way ends in an error there, never as a shorter block.
 //! * At most `RUNS_IN_FLIGHT_MAX` runs wait for each replica.
+//! * A datanode that gave up waiting for the next run has not failed: the body came too slowly.
 //!
 //! Not here: what to do about replicas that refused or failed (see `key_writer`).
 
@@ -40,6 +41,7 @@ use wire::ids::DatanodeId;
 use wire::status::{Failure, Status};
 
 use crate::failed_nodes::FailedNodes;
+use crate::http::BODY_IDLE_DEADLINE;
 use crate::loans::LentBlock;
 use crate::metrics;
 use crate::service::{ChunkStream, DatanodeService, Datanodes};
@@ -56,6 +58,9 @@ const LIVING_PATIENCE: Duration = Duration::from_secs(2);
 /// A replica that cannot be done without is waited for this long: a disk that stalls for seconds is not worth an error, a
 /// client's own timeout (a minute, mostly) is.
 pub(crate) const LAST_PATIENCE: Duration = Duration::from_secs(10);
+/// A write that breaks off when its datanode has waited for the next run for this long broke off for that: a little less than
+/// datanodes wait, since the last run took its time on the way.
+const STARVED: Duration = BODY_IDLE_DEADLINE.saturating_sub(Duration::from_secs(10));
 /// A timer that is late by this much says that this process stood still, and nothing about the datanodes.
 pub(crate) const STANDSTILL: Duration = Duration::from_millis(250);
 /// Replicas that THREE must not go below by leaving out others.
@@ -66,7 +71,7 @@ pub(crate) const THREE_MIN: usize = 2;
 pub(crate) enum Verdict {
     /// Every replica that is left has the runs, or has acknowledged the block. Some may have failed.
     Reached,
-    /// A datanode refused: the block cannot be had there.
+    /// A datanode refused: the block cannot be had there. Or, by its status, the body came too slowly.
     Refused(Failure),
     /// These stand still, and too few others go on. Told once; then they are waited for.
     Stuck(BTreeSet<DatanodeId>),
@@ -143,9 +148,15 @@ impl BlockWrite {
         let request = WriteBlock { block: lent.block, token: lent.token.clone(), length: capacity, is_exact };
         Self::begin(datanodes, failed, lent, |datanode, pace| {
             let (sender, receiver) = mpsc::channel(RUNS_IN_FLIGHT_MAX);
+            let ended = pace.clone();
             let (request, body) = (request.clone(), body_of(receiver, pace));
             // A task of its own: hashing of the next run must not wait for this one's checks.
-            let task = platform::task::spawn(async move { datanode.write_block(request, body).await });
+            let task = platform::task::spawn(async move {
+                let outcome = datanode.write_block(request, body).await;
+                // Now: it may be looked at only when the body goes on.
+                ended.ended();
+                outcome
+            });
             (Some(sender), Box::pin(Stopping(task)))
         })
     }
@@ -414,6 +425,10 @@ impl BlockWrite {
                     }
                     replica.end(State::Refused(failure));
                 }
+                Err(failure) if replica.pace.was_starved() => {
+                    tracing::debug!(datanode = %replica.datanode, %failure, "a body came too slowly");
+                    replica.end(State::Refused(Failure::new(Status::TooSlow, "the body came too slowly")));
+                }
                 Err(failure) => fail(replica, &self.failed, failure),
             }
         }
@@ -446,6 +461,8 @@ struct PaceState {
     last: Instant,
     /// When it last said that it lives.
     answered: Option<Instant>,
+    /// When the write was over.
+    ended: Option<Instant>,
     /// Runs given and not taken.
     waiting: u32,
     is_closed: bool,
@@ -453,7 +470,8 @@ struct PaceState {
 
 impl Pace {
     fn new() -> Self {
-        Self(Mutex::new(PaceState { last: Instant::now(), answered: None, waiting: 0, is_closed: false }))
+        let (last, answered, ended) = (Instant::now(), None, None);
+        Self(Mutex::new(PaceState { last, answered, ended, waiting: 0, is_closed: false }))
     }
 
     fn last(&self) -> Instant {
@@ -499,6 +517,17 @@ impl Pace {
             state.last = Instant::now();
         }
         state.is_closed = true;
+    }
+
+    fn ended(&self) {
+        self.0.lock().ended = Some(Instant::now());
+    }
+
+    /// Whether it ended after it had taken all there was, and had waited for more for long.
+    fn was_starved(&self) -> bool {
+        let state = self.0.lock();
+        let waited = state.ended.map(|ended| ended.saturating_duration_since(state.last));
+        state.waiting == 0 && !state.is_closed && waited.is_some_and(|waited| waited >= STARVED)
     }
 
     fn is_closed(&self) -> bool {

@@ -543,7 +543,8 @@ impl Call {
             | Status::NotFound
             | Status::Refused
             | Status::Corrupt
-            | Status::Internal => return true,
+            | Status::Internal
+            | Status::TooSlow => return true,
         }
         false
     }

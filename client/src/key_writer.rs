@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 use wire::block::{BlockEntry, Replication};
 use wire::chunk::{BlockDigest, ChunkRun};
 use wire::ids::{BlockId, SessionId};
@@ -53,6 +54,9 @@ use crate::session::Session;
 
 /// Bytes of a run of a streamed body: four chunks. Larger runs save little and cost memory per connection.
 const STREAM_RUN_BYTES: usize = 4 * CHUNK_BYTES;
+/// A body that has brought no whole run for this long sends what chunks there are: a datanode gives up a body that stands
+/// still (`BODY_IDLE_DEADLINE`), and at the slowest speed that the gateway bears, 1 KiB/s, a run would take longer.
+const RUN_WAIT: Duration = Duration::from_secs(20);
 /// Runs of a longer body held for a rewrite elsewhere. A datanode refuses before it takes the first run, also over HTTP, so
 /// no more than this can have been fed by then.
 const RUNS_HELD: usize = RUNS_IN_FLIGHT_MAX + 2;
@@ -119,6 +123,7 @@ impl KeyWriter {
             received: 0,
             streamed: 0,
             buffer: BytesMut::new(),
+            cut_at: Instant::now(),
             waiting: Vec::new(),
             open: None,
             written: WrittenBlocks::new(self.loans.session().clone()),
@@ -233,8 +238,8 @@ impl KeyWriter {
                     None => continue,
                 },
                 Verdict::Refused(failure) => {
-                    // One that has only just started takes the container's next block.
-                    if failure.status != Status::NotReady {
+                    // One that has only just started, or has waited long enough, takes the container's next block.
+                    if !matches!(failure.status, Status::NotReady | Status::TooSlow) {
                         self.loans.leave(open.lent.block.container);
                     }
                     open.check_held(&failure)?;
@@ -338,6 +343,8 @@ pub struct KeySink {
     streamed: u64,
     /// Less than a run.
     buffer: BytesMut,
+    /// When the last run was cut off.
+    cut_at: Instant,
     /// Whole runs of a body of unknown length, up to `STREAM_BUFFER_BYTES`.
     waiting: Vec<Bytes>,
     open: Option<OpenBlock>,
@@ -356,6 +363,7 @@ impl KeySink {
             if self.buffer.is_empty() && data.len() >= STREAM_RUN_BYTES {
                 let run = data.split_to(STREAM_RUN_BYTES);
                 self.push_run(run).await?;
+                self.cut_at = Instant::now();
                 continue;
             }
             if self.buffer.capacity() == 0 {
@@ -363,9 +371,16 @@ impl KeySink {
             }
             let piece = data.split_to(room.min(data.len()));
             self.buffer.extend_from_slice(&piece);
+            let whole = self.buffer.len() / CHUNK_BYTES * CHUNK_BYTES;
+            let is_late = whole > 0 && !self.is_buffering() && self.cut_at.elapsed() >= RUN_WAIT;
             if self.buffer.len() == STREAM_RUN_BYTES {
                 let run = std::mem::take(&mut self.buffer).freeze();
                 self.push_run(run).await?;
+                self.cut_at = Instant::now();
+            } else if is_late {
+                let run = self.buffer.split_to(whole).freeze();
+                self.push_run(run).await?;
+                self.cut_at = Instant::now();
             }
         }
         Ok(())
@@ -532,7 +547,7 @@ fn took_none() -> Failure {
 /// What a client is told when the bytes are no longer here to be written elsewhere, or there is no elsewhere.
 fn gave_up(failure: &Failure) -> Failure {
     match failure.status {
-        Status::DiskFull | Status::Invalid => failure.clone(),
+        Status::DiskFull | Status::Invalid | Status::TooSlow => failure.clone(),
         _ => Failure::new(Status::Retry, format!("the block could not be kept: {failure}")),
     }
 }

@@ -193,6 +193,53 @@ async fn refusal_is_no_failure() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn slowest_body_that_the_gateway_bears_is_stored() {
+    for is_known in [true, false] {
+        let cluster = Cluster::of(3).await;
+        cluster.nodes.iter().for_each(|node| node.set(Mode::Impatient));
+        let data = pattern(BUFFERED + 5 * 65_536 + 7);
+        // Of unknown length it must have outgrown the buffer before its block begins.
+        let head = if is_known { 0 } else { LONG };
+        let declared = is_known.then_some(data.len() as u64);
+        let mut sink = cluster.writer.begin(Three, declared);
+        sink.push(pattern(head)).await.unwrap();
+        let mut rest = data;
+        while !rest.is_empty() {
+            sink.push(rest.split_to(rest.len().min(30 << 10))).await.unwrap();
+            tokio::time::sleep(SECONDS(30)).await;
+        }
+        let written = sink.finish().await.unwrap();
+        cluster.check(written.entries());
+        assert_eq!(cluster.degrades(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn body_that_stands_still_blames_nobody() {
+    for length in [BUFFERED, LONG] {
+        let cluster = Cluster::of(4).await;
+        cluster.nodes.iter().for_each(|node| node.set(Mode::Impatient));
+        let (first, _) = cluster.put(Three, &pattern(SMALL), true).await;
+        let container = first.unwrap()[0].block.container;
+        let mut sink = cluster.writer.begin(Three, Some(length as u64));
+        let mut rest = pattern(length);
+        sink.push(rest.split_to(length / 2)).await.unwrap();
+        tokio::time::sleep(SECONDS(300)).await;
+        let outcome = match sink.push(rest).await {
+            Ok(()) => sink.finish().await.map(|written| cluster.check(written.entries())),
+            Err(failure) => Err(failure),
+        };
+        match outcome {
+            Ok(()) => assert_eq!(length, BUFFERED, "its bytes were here still"),
+            Err(failure) => assert_eq!((length, failure.status), (LONG, Status::TooSlow), "{failure}"),
+        }
+        let entries = cluster.put(Three, &pattern(SMALL), true).await.0.unwrap();
+        assert_eq!(entries[0].block.container, container, "its members are as good as before");
+        assert_eq!(cluster.degrades(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn block_that_its_container_did_not_wait_for_blames_nobody() {
     for (length, is_known) in bodies() {
         let cluster = Cluster::of(3).await;

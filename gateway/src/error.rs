@@ -352,6 +352,7 @@ impl From<Failure> for S3Error {
             Status::Unknown => Self::unavailable(
                 "The outcome of the request is not known. Please look whether it took effect, or repeat it.",
             ),
+            Status::TooSlow => Self::request_timeout(),
             Status::DiskFull => Self::unavailable(
                 "The server's disks are full: nothing was stored. Reading and deleting still work.",
             ),

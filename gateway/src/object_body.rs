@@ -15,6 +15,8 @@
 //!
 //! Not here: naming the blocks (PutObject, UploadPart), chunk CRCs (client).
 
+use std::time::Duration;
+
 use auth::{Action, Payload};
 use bytes::{Bytes, BytesMut};
 use client::key_reader::{KeyStream, READ_AHEAD_BYTES};
@@ -42,6 +44,8 @@ const QUOTA_ASKED_BYTES: u64 = 1 << 20;
 const SMALL_BODY_BYTES: u64 = 64 << 10;
 /// Bytes digested at once on a blocking thread: enough that handing over costs little.
 const DIGEST_BATCH_BYTES: usize = 256 << 10;
+/// A batch is as long as it is after this: a slow client's bytes must reach the datanodes before these give the block up.
+const BATCH_WAIT: Duration = Duration::from_secs(10);
 /// Memory that a streamed body holds before the writer has it: a batch being digested and one being gathered.
 const STREAMED_BODY_MEMORY: usize = 2 * DIGEST_BATCH_BYTES;
 
@@ -171,18 +175,10 @@ async fn stream(
     let mut received = 0;
     let mut is_done = false;
     while !is_done {
-        let mut batch = Vec::new();
-        let mut batch_bytes = 0;
-        while batch_bytes < DIGEST_BATCH_BYTES && !is_done {
-            match body.next().await? {
-                Some(data) => {
-                    batch_bytes += data.len();
-                    batch.push(data);
-                }
-                None => is_done = true,
-            }
-        }
-        received += batch_bytes as u64;
+        let batch = next_batch(body, BATCH_WAIT).await?;
+        is_done = batch.is_last;
+        let batch = batch.pieces;
+        received += batch.iter().map(|data| data.len() as u64).sum::<u64>();
         if received > PUT_BYTES_MAX {
             return Err(S3Error::entity_too_large(received, PUT_BYTES_MAX));
         }
@@ -194,6 +190,48 @@ async fn stream(
     let values = digesting.wait().await?.finish(plan);
     check_claims(context.caller.payload(), claims, &values, body)?;
     Ok((sink.finish().await?, values))
+}
+
+/// Pieces of a body, digested and stored together.
+struct Batch {
+    pieces: Vec<Bytes>,
+    is_last: bool,
+}
+
+/// A body that comes in pieces.
+trait Pieces {
+    /// The next piece; None at the end. A wait that is given up loses nothing.
+    fn next_piece(&mut self) -> impl Future<Output = Result<Option<Bytes>, S3Error>> + Send;
+}
+
+impl Pieces for RequestBody {
+    fn next_piece(&mut self) -> impl Future<Output = Result<Option<Bytes>, S3Error>> + Send {
+        self.next()
+    }
+}
+
+/// The next pieces: as many as are worth a batch, or what came within `wait` of the first. Datanodes do not wait for ever.
+async fn next_batch(body: &mut impl Pieces, wait: Duration) -> Result<Batch, S3Error> {
+    let mut batch = Batch { pieces: Vec::new(), is_last: false };
+    let mut bytes = 0;
+    let mut until = None;
+    while bytes < DIGEST_BATCH_BYTES {
+        let piece = match until {
+            None => body.next_piece().await?,
+            Some(until) => match tokio::time::timeout_at(until, body.next_piece()).await {
+                Ok(piece) => piece?,
+                Err(_) => break,
+            },
+        };
+        let Some(piece) = piece else {
+            batch.is_last = true;
+            break;
+        };
+        bytes += piece.len();
+        batch.pieces.push(piece);
+        until = until.or_else(|| Some(tokio::time::Instant::now() + wait));
+    }
+    Ok(batch)
 }
 
 /// Stores bytes that come from another key: digested anew, since the copy has its own ETag and checksums.
@@ -262,4 +300,31 @@ fn check_claims(
         check_checksum(*algorithm, claimed, computed, body.trailer(algorithm.header()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    impl Pieces for mpsc::Receiver<Bytes> {
+        async fn next_piece(&mut self) -> Result<Option<Bytes>, S3Error> {
+            Ok(self.recv().await)
+        }
+    }
+
+    #[tokio::test]
+    async fn slow_bodies_are_passed_on_before_a_batch_is_full() {
+        let (sender, mut body) = mpsc::channel(2);
+        let wait = Duration::from_millis(1);
+        sender.try_send(Bytes::from_static(b"here")).unwrap();
+        let batch = next_batch(&mut body, wait).await.unwrap();
+        assert_eq!((batch.pieces, batch.is_last), (vec![Bytes::from_static(b"here")], false));
+        // A wait that was given up loses nothing.
+        sender.try_send(Bytes::from_static(b"late")).unwrap();
+        drop(sender);
+        let batch = next_batch(&mut body, wait).await.unwrap();
+        assert_eq!((batch.pieces, batch.is_last), (vec![Bytes::from_static(b"late")], true));
+    }
 }

@@ -35,6 +35,8 @@ pub enum Status {
     Internal,
     /// The peer is well and cannot serve yet: it has just started. Go elsewhere; what it holds counts all the same.
     NotReady,
+    /// What the caller itself was to send came too slowly. Nothing else is wrong, and nothing had an effect.
+    TooSlow,
 }
 
 /// A call that got no answer.

@@ -47,6 +47,8 @@ pub enum Mode {
     DiesAfter(usize),
     /// Takes so many runs, then refuses: the container has been closing for too long.
     RefusesAfter(usize),
+    /// Gives up a body that stands still, as over HTTP.
+    Impatient,
     /// Acknowledges this long after the last byte.
     AcksAfter(Duration),
     /// Takes a run in this time.
@@ -119,7 +121,13 @@ impl DatanodeService for Node {
                 Mode::Slow(pause) => sleep(pause).await,
                 _ => {}
             }
-            let Some(run) = body.next().await else { break };
+            let run = match self.mode() {
+                Mode::Impatient => tokio::time::timeout(client::http::BODY_IDLE_DEADLINE, body.next())
+                    .await
+                    .map_err(|_| Failure::new(Status::Retry, "a stream stands still"))?,
+                _ => body.next().await,
+            };
+            let Some(run) = run else { break };
             let run = run?;
             assert!(run.is_intact());
             assert!(data.len().is_multiple_of(CHUNK_BYTES), "only the last run may end in a short chunk");

@@ -48,6 +48,8 @@ pub struct ScmConfig {
     /// Healthy replicas a container keeps elsewhere while a node is in maintenance (at most its target). 2: one more may
     /// fail meanwhile.
     pub maintenance_replicas: usize,
+    /// Containers looked at in one go at most. 4096: about 10 ms, in which nothing else is decided and no heartbeat heard.
+    pub look_step: usize,
     /// A new block token key is made this often. 24 h: a stolen key is worth little for long.
     pub token_key_rotation_ms: u64,
     /// Size of a log segment. SCM logs little: 16 MiB.
@@ -77,6 +79,7 @@ impl ScmConfig {
             repair_bandwidth: 256 << 20,
             copy_silence_ms: 2 * 60 * 1000,
             maintenance_replicas: 2,
+            look_step: 4096,
             token_key_rotation_ms: 24 * 60 * 60 * 1000,
             log_segment_bytes: 16 << 20,
             cache_bytes: 16 << 20,

@@ -36,9 +36,6 @@ use crate::schema::{
 use crate::server::Scm;
 use crate::state::{Reply, live_keys};
 
-/// Containers looked at in one tick at most: about 10 ms of work.
-const PASS_STEP: usize = 4096;
-
 /// The memory of one term.
 pub(crate) struct Leader {
     pub(crate) term: u64,
@@ -165,7 +162,7 @@ impl Scm {
         let view = self.view()?;
         let after = leader.pass.lock().after;
         let (commands, is_whole) = self.decide(leader, &view, |scene| {
-            let (rows, is_whole) = next_rows(&view, after)?;
+            let (rows, is_whole) = next_rows(&view, after, self.config().look_step)?;
             let mut commands = Vec::new();
             let mut pass = leader.pass.lock();
             for (id, row) in &rows {
@@ -239,6 +236,29 @@ impl Scm {
         }
         note_orders(&mut leader.fleet.lock(), datanode, &orders, self.clock().steady_ns());
         Ok(orders.commands)
+    }
+
+    /// Shows all containers after `after`, ascending, until `visit` breaks. In steps: between them the fleet is let go, so
+    /// that heartbeats are heard, and others get their turn.
+    pub(crate) async fn look_at_each(
+        &self,
+        leader: &Leader,
+        view: &ReadView,
+        mut after: ContainerId,
+        mut visit: impl FnMut(&Scene<'_, ReadView>, ContainerId, &ContainerRow) -> ControlFlow<()> + Send,
+    ) -> Result<(), Failure> {
+        loop {
+            let (rows, is_whole) =
+                next_rows(view, after, self.config().look_step).map_err(|error| store_failure(&error))?;
+            let flow = self.decide(leader, view, |scene| {
+                Ok(rows.iter().try_for_each(|(id, row)| visit(scene, *id, row)))
+            })?;
+            match rows.last() {
+                Some((last, _)) if !is_whole && flow.is_continue() => after = *last,
+                _ => return Ok(()),
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Runs a decision over a view and the fleet as it is now.
@@ -322,15 +342,15 @@ fn busy_containers(rows: &impl Rows) -> Result<BTreeSet<ContainerId>, StoreError
 
 type Step = (Vec<(ContainerId, ContainerRow)>, bool);
 
-/// The next rows of a pass, and whether they are the last.
-fn next_rows(rows: &impl Rows, after: ContainerId) -> Result<Step, StoreError> {
+/// The next rows of a pass, `max` at most, and whether they are the last.
+fn next_rows(rows: &impl Rows, after: ContainerId, max: usize) -> Result<Step, StoreError> {
     let mut found = Vec::new();
     let from = ContainerId(after.0.saturating_add(1)).to_be_bytes();
     scan(rows, CONTAINER, &from, None, |row_key, row: ContainerRow| {
         found.push((ContainerId(parse_number(CONTAINER, row_key)?), row));
-        Ok(if found.len() < PASS_STEP { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        Ok(if found.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
-    let is_whole = found.len() < PASS_STEP;
+    let is_whole = found.len() < max;
     Ok((found, is_whole))
 }
 

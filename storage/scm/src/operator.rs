@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use consensus::{Priority, Rows, StoreError};
+use consensus::{Priority, ReadView, Rows, StoreError};
 use wire::block::{DatanodeAddress, Replication};
 use wire::ids::{ContainerId, DatanodeId};
 use wire::operator::{
@@ -53,7 +53,7 @@ const LISTEN_STEP_MS: u64 = 200;
 impl Scm {
     pub(crate) async fn list_datanodes(&self, leader: &Leader) -> Result<Vec<DatanodeInfo>, Failure> {
         let view = self.read().await?;
-        let findings = self.look_at_all(leader, &view)?;
+        let findings = self.look_at_all(leader, &view).await?;
         self.decide(leader, &view, |scene| Ok(scene.datanode_infos(&findings)))
     }
 
@@ -96,8 +96,9 @@ impl Scm {
         if !is_known {
             return Err(Failure::new(Status::NotFound, format!("datanode {id} is not known")));
         }
-        let refusal = self.decide(leader, &view, |scene| scene.refusal(id, request.wish))?;
-        match refusal.filter(|_| !request.force) {
+        let refusal =
+            if request.force { None } else { self.refusal(leader, &view, id, request.wish).await? };
+        match refusal {
             Some(refusal) => Err(Failure::new(Status::Invalid, refusal)),
             None => Ok(others),
         }
@@ -184,20 +185,19 @@ impl Scm {
     ) -> Result<Vec<ContainerDetails>, Failure> {
         let view = self.read().await?;
         let max = request.max.clamp(1, PAGE_MAX) as usize;
-        self.decide(leader, &view, |scene| {
-            let mut found = Vec::new();
-            each_container(&*view, request.after, |id, row| {
-                let is_there = |datanode| row.replicas.iter().any(|replica| replica.datanode == datanode);
-                let fits = request.state.is_none_or(|state| row.state == state)
-                    && request.datanode.is_none_or(is_there)
-                    && request.health.is_none_or(|health| scene.health(id, row).contains(&health));
-                if fits {
-                    found.push(scene.details(id, row));
-                }
-                if found.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            })?;
-            Ok(found)
+        let mut found = Vec::new();
+        self.look_at_each(leader, &view, request.after, |scene, id, row| {
+            let is_there = |datanode| row.replicas.iter().any(|replica| replica.datanode == datanode);
+            let fits = request.state.is_none_or(|state| row.state == state)
+                && request.datanode.is_none_or(is_there)
+                && request.health.is_none_or(|health| scene.health(id, row).contains(&health));
+            if fits {
+                found.push(scene.details(id, row));
+            }
+            if found.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })
+        .await?;
+        Ok(found)
     }
 
     pub(crate) async fn get_containers(
@@ -267,7 +267,7 @@ impl Scm {
 
     pub(crate) async fn get_repair(&self, leader: &Leader) -> Result<RepairInfo, Failure> {
         let view = self.read().await?;
-        let findings = self.look_at_all(leader, &view)?;
+        let findings = self.look_at_all(leader, &view).await?;
         let copies = self.decide(leader, &view, |scene| scene.copies())?;
         Ok(RepairInfo {
             missing: findings.missing,
@@ -283,46 +283,117 @@ impl Scm {
 
     pub(crate) async fn get_overview(&self, leader: &Leader) -> Result<ScmOverview, Failure> {
         let view = self.read().await?;
-        self.decide(leader, &view, |scene| {
-            let live = scene.candidates().len();
-            let mut overview = ScmOverview {
-                open: 0,
-                closing: 0,
-                closed: 0,
-                deleting: 0,
-                leases: count(&*view, LEASE)?,
-                deletions_pending: count(&*view, DELETION)?,
-                awaiting: Vec::new(),
-            };
-            for replication in [Replication::One, Replication::Three] {
-                if live < replicas_min(replication) {
-                    overview.awaiting.push(awaited(replication, live));
-                }
+        let live = self.decide(leader, &view, |scene| Ok(scene.candidates().len()))?;
+        let counted = |table| count(&*view, table).map_err(|error| store_failure(&error));
+        let mut overview = ScmOverview {
+            open: 0,
+            closing: 0,
+            closed: 0,
+            deleting: 0,
+            leases: counted(LEASE)?,
+            deletions_pending: counted(DELETION)?,
+            awaiting: Vec::new(),
+        };
+        for replication in [Replication::One, Replication::Three] {
+            if live < replicas_min(replication) {
+                overview.awaiting.push(awaited(replication, live));
             }
-            each_container(&*view, ContainerId(0), |_, row| {
-                match row.state {
-                    ContainerState::Open => overview.open += 1,
-                    ContainerState::Closing => overview.closing += 1,
-                    ContainerState::Closed => overview.closed += 1,
-                    ContainerState::Deleting => overview.deleting += 1,
-                    ContainerState::Deleted => {}
-                }
-                ControlFlow::Continue(())
-            })?;
-            Ok(overview)
+        }
+        self.look_at_each(leader, &view, ContainerId(0), |_, _, row| {
+            match row.state {
+                ContainerState::Open => overview.open += 1,
+                ContainerState::Closing => overview.closing += 1,
+                ContainerState::Closed => overview.closed += 1,
+                ContainerState::Deleting => overview.deleting += 1,
+                ContainerState::Deleted => {}
+            }
+            ControlFlow::Continue(())
         })
+        .await?;
+        Ok(overview)
     }
 
-    /// A whole pass at once: operators want the present, not the last minute.
-    fn look_at_all(&self, leader: &Leader, view: &consensus::ReadView) -> Result<Findings, Failure> {
-        self.decide(leader, view, |scene| {
-            let mut findings = Findings::default();
-            each_container(view, ContainerId(0), |id, row| {
-                findings.add(scene, id, row);
-                ControlFlow::Continue(())
-            })?;
-            Ok(findings)
+    /// A whole pass now: operators want the present, not the last minute.
+    async fn look_at_all(&self, leader: &Leader, view: &ReadView) -> Result<Findings, Failure> {
+        let mut findings = Findings::default();
+        self.look_at_each(leader, view, ContainerId(0), |scene, id, row| {
+            findings.add(scene, id, row);
+            ControlFlow::Continue(())
         })
+        .await?;
+        Ok(findings)
+    }
+
+    /// Why a wish should not be granted: what would be lost.
+    async fn refusal(
+        &self,
+        leader: &Leader,
+        view: &ReadView,
+        id: DatanodeId,
+        wish: DatanodeWish,
+    ) -> Result<Option<String>, Failure> {
+        let at_most = match wish {
+            DatanodeWish::Recommission => return Ok(None),
+            DatanodeWish::Forget => return self.refuse_to_forget(leader, view, id).await,
+            DatanodeWish::Decommission => usize::MAX,
+            DatanodeWish::Maintenance { .. } => self.config().maintenance_replicas,
+        };
+        // Enough nodes must be left to hold what is here.
+        let others = self.decide(leader, view, |scene| Ok(scene.alive_besides(id)))?;
+        let mut short = Vec::new();
+        self.look_at_each(leader, view, ContainerId(0), |_, container, row| {
+            let wanted = replicas_wanted(row.replication).min(at_most);
+            if !is_going(row) && others < wanted && row.valid().any(|replica| replica.datanode == id) {
+                short.push(container);
+            }
+            ControlFlow::Continue(())
+        })
+        .await?;
+        Ok((!short.is_empty()).then(|| {
+            format!(
+                "{} would stay below their redundancy: {others} other datanodes are in service. Add datanodes, or force it",
+                named(&short)
+            )
+        }))
+    }
+
+    async fn refuse_to_forget(
+        &self,
+        leader: &Leader,
+        view: &ReadView,
+        id: DatanodeId,
+    ) -> Result<Option<String>, Failure> {
+        let is_gone = self.decide(leader, view, |scene| {
+            Ok(scene.fleet.liveness(scene.config, id, scene.now_ns) == Liveness::Dead
+                || scene.operational(id) == OperationalState::Decommissioned)
+        })?;
+        if !is_gone {
+            return Ok(Some(format!(
+                "datanode {id} is neither dead nor decommissioned: decommission it first, or stop it and wait"
+            )));
+        }
+        let mut lost = Vec::new();
+        self.look_at_each(leader, view, ContainerId(0), |scene, container, row| {
+            let is_here = row.valid().any(|replica| replica.datanode == id);
+            let has_other = row.valid().any(|replica| {
+                replica.datanode != id
+                    && matches!(
+                        scene.standing(container, row, replica),
+                        Standing::Healthy | Standing::Present
+                    )
+            });
+            if is_here && !has_other && !is_going(row) {
+                lost.push(container);
+            }
+            ControlFlow::Continue(())
+        })
+        .await?;
+        Ok((!lost.is_empty()).then(|| {
+            format!(
+                "{} have no other replica that can be read: their keys would be lost. Force it if so be it",
+                named(&lost)
+            )
+        }))
     }
 
     async fn propose_checked(&self, command: Command) -> Result<(), Failure> {
@@ -423,18 +494,6 @@ impl<R: Rows> Scene<'_, R> {
         Ok(copies)
     }
 
-    /// Why a wish should not be granted: what would be lost.
-    fn refusal(&self, id: DatanodeId, wish: DatanodeWish) -> Result<Option<String>, StoreError> {
-        match wish {
-            DatanodeWish::Recommission => Ok(None),
-            DatanodeWish::Decommission => self.refuse_to_empty(id, None),
-            DatanodeWish::Maintenance { .. } => {
-                self.refuse_to_empty(id, Some(self.config.maintenance_replicas))
-            }
-            DatanodeWish::Forget => self.refuse_to_forget(id),
-        }
-    }
-
     fn in_service_besides(&self, id: DatanodeId) -> impl Iterator<Item = DatanodeId> {
         let in_service = self.nodes.iter().filter(|(_, row)| row.operational == OperationalState::InService);
         in_service.map(|(other, _)| *other).filter(move |other| *other != id)
@@ -445,57 +504,17 @@ impl<R: Rows> Scene<'_, R> {
         self.in_service_besides(id).count() as u64
     }
 
-    /// Enough nodes must be left to hold what is here.
-    fn refuse_to_empty(&self, id: DatanodeId, at_most: Option<usize>) -> Result<Option<String>, StoreError> {
-        let others = self
-            .in_service_besides(id)
-            .filter(|other| self.fleet.liveness(self.config, *other, self.now_ns) != Liveness::Dead)
-            .count();
-        let mut short = Vec::new();
-        each_container(self.rows, ContainerId(0), |container, row| {
-            let wanted = replicas_wanted(row.replication).min(at_most.unwrap_or(usize::MAX));
-            let is_gone = matches!(row.state, ContainerState::Deleting | ContainerState::Deleted);
-            if !is_gone && others < wanted && row.valid().any(|replica| replica.datanode == id) {
-                short.push(container);
-            }
-            ControlFlow::Continue(())
-        })?;
-        Ok((!short.is_empty()).then(|| {
-            format!(
-                "{} would stay below their redundancy: {others} other datanodes are in service. Add datanodes, or force it",
-                named(&short)
-            )
-        }))
+    /// As far as is known.
+    fn alive_besides(&self, id: DatanodeId) -> usize {
+        let is_alive =
+            |other: &DatanodeId| self.fleet.liveness(self.config, *other, self.now_ns) != Liveness::Dead;
+        self.in_service_besides(id).filter(is_alive).count()
     }
+}
 
-    fn refuse_to_forget(&self, id: DatanodeId) -> Result<Option<String>, StoreError> {
-        let is_gone = self.fleet.liveness(self.config, id, self.now_ns) == Liveness::Dead
-            || self.operational(id) == OperationalState::Decommissioned;
-        if !is_gone {
-            return Ok(Some(format!(
-                "datanode {id} is neither dead nor decommissioned: decommission it first, or stop it and wait"
-            )));
-        }
-        let mut lost = Vec::new();
-        each_container(self.rows, ContainerId(0), |container, row| {
-            let is_here = row.valid().any(|replica| replica.datanode == id);
-            let has_other = row.valid().any(|replica| {
-                replica.datanode != id
-                    && matches!(self.standing(container, row, replica), Standing::Healthy | Standing::Present)
-            });
-            let is_gone = matches!(row.state, ContainerState::Deleting | ContainerState::Deleted);
-            if is_here && !has_other && !is_gone {
-                lost.push(container);
-            }
-            ControlFlow::Continue(())
-        })?;
-        Ok((!lost.is_empty()).then(|| {
-            format!(
-                "{} have no other replica that can be read: their keys would be lost. Force it if so be it",
-                named(&lost)
-            )
-        }))
-    }
+/// Whether nobody needs it any more.
+fn is_going(row: &ContainerRow) -> bool {
+    matches!(row.state, ContainerState::Deleting | ContainerState::Deleted)
 }
 
 /// `3 containers (1, 2, 7)`.

@@ -991,6 +991,52 @@ async fn retired_container_is_dropped_everywhere() {
     scm.shutdown().await;
 }
 
+/// Counts how often a future lets others have their turn.
+async fn turns<T>(work: impl Future<Output = T>) -> (T, usize) {
+    let mut work = std::pin::pin!(work);
+    let mut count = 0;
+    let outcome = std::future::poll_fn(|context| {
+        count += 1;
+        work.as_mut().poll(context)
+    });
+    (outcome.await, count)
+}
+
+#[tokio::test(start_paused = true)]
+async fn looks_at_all_containers_let_others_have_their_turn() {
+    const CONTAINERS: usize = 40;
+    let dir = tempfile::tempdir().unwrap();
+    let mut small = config(dir.path());
+    (small.look_step, small.open_containers, small.open_containers_max) = (1, CONTAINERS, CONTAINERS);
+    let cluster = Cluster::open_with(small, Arc::default()).await;
+    cluster.register(1, 1).await;
+    for request in 1..=CONTAINERS as u64 {
+        cluster.grant(Replication::One, request, &[]).await.unwrap();
+    }
+    let scm = &*cluster.scm;
+    let all = ListContainers { after: ContainerId(0), max: 100, state: None, datanode: None, health: None };
+    let none = ListContainers { health: Some(ContainerHealth::Missing), ..all.clone() };
+    let datanode = DatanodeId(Uuid::from_u128(1));
+    let wish = SetDatanode { datanode, wish: DatanodeWish::Decommission, force: false };
+
+    let (listed, listing) = turns(call_scm(scm, ListDatanodes {})).await;
+    assert_eq!(listed.unwrap()[0].containers, CONTAINERS as u64);
+    let (repair, repairing) = turns(call_scm(scm, GetRepair {})).await;
+    assert_eq!(repair.unwrap().missing, 0);
+    let (found, finding) = turns(call_scm(scm, all)).await;
+    assert_eq!(found.unwrap().len(), CONTAINERS);
+    let (missing, missed) = turns(call_scm(scm, none)).await;
+    assert_eq!(missing.unwrap(), []);
+    let (overview, viewing) = turns(call_scm(scm, GetScmOverview {})).await;
+    assert_eq!(overview.unwrap().open, CONTAINERS as u64);
+    let (refused, wishing) = turns(call_scm(scm, wish)).await;
+    assert!(refused.unwrap_err().message.starts_with("40 containers (1, 2, 3, 4, 5, ...) would stay"));
+    for count in [listing, repairing, finding, missed, viewing, wishing] {
+        assert!(count >= CONTAINERS, "{count}");
+    }
+    cluster.scm.shutdown().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn second_process_with_one_id_and_wrong_clocks_are_refused() {
     let dir = tempfile::tempdir().unwrap();

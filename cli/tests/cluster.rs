@@ -265,6 +265,7 @@ fn meta_node_from_a_copied_directory_is_refused_beside_the_first() {
     assert!(said.contains("already runs") && said.contains(&original), "{said}");
     // The first is none the worse, and restarts at once.
     cluster.kill(&original);
+    std::fs::remove_file(cluster.file(&original, "data/endpoints.json")).unwrap();
     cluster.start(&original);
     cluster.wait_ready(&original);
     cluster.run(&original, "sh bucket create /s3v/more").good();

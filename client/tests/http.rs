@@ -529,11 +529,13 @@ async fn idle_strangers_keep_no_node_out() {
     let server = Server::start(Arc::default()).await;
     let proven = server.om();
     call_om(&proven, OpenSession { nonce: [0; 16] }).await.unwrap();
+    let soon = Duration::from_secs(5);
     let mut strangers = Vec::new();
     for _ in 0..STRANGERS {
-        strangers.push(TcpStream::connect(server.peer.as_str()).await.unwrap());
+        // A listener that takes no more leaves them to the kernel, which has no room for all either.
+        let connected = tokio::time::timeout(soon, TcpStream::connect(server.peer.as_str()));
+        strangers.push(connected.await.expect("all places are taken").unwrap());
     }
-    let soon = Duration::from_secs(5);
     // One that stands, and one that comes from the same address as the strangers.
     for om in [proven, server.om()] {
         let called = tokio::time::timeout(soon, call_om(&om, OpenSession { nonce: [1; 16] }));

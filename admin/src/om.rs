@@ -1,9 +1,10 @@
 //! OM's own resources: the overview, the default replication, the keys of a container.
 
 use wire::ids::{ContainerId, LocalId};
-use wire::operator::{ContainerKey, GetOmOverview, ListContainerKeys, SetDefaultReplication};
+use wire::operator::{ContainerKey, GetContainers, GetOmOverview, ListContainerKeys, SetDefaultReplication};
 
 use crate::api::{Answer, Call, Operators, json};
+use crate::error::ApiError;
 use crate::view::Page;
 
 pub(crate) async fn overview(operators: &Operators, _call: &Call) -> Answer {
@@ -18,6 +19,13 @@ pub(crate) async fn container_keys(operators: &Operators, call: &Call) -> Answer
     let container = ContainerId(call.path("id")?);
     let after = call.query_as("after")?.unwrap_or(LocalId(0));
     let keys = operators.om(ListContainerKeys { container, after, max: call.max()? }).await?;
+    // An empty page of a container that there is not would say that it hurts nobody. Where SCM cannot tell, OM's word stands.
+    if keys.blocks.is_empty()
+        && let Ok(found) = operators.scm(GetContainers { containers: vec![container] }).await
+        && found.is_empty()
+    {
+        return Err(ApiError::NotFound(format!("container {container}")));
+    }
     let last = keys.blocks.last().map(|block| block.local.0.to_string());
     json(Page::<ContainerKey> { next: last.filter(|_| keys.is_truncated), items: keys.blocks })
 }

@@ -23,8 +23,10 @@ use crate::view::{ClusterStatus, Problem, Severity};
 
 /// A part that has not answered by then is reported as silent. Elections take one to two seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Freed blocks that wait so long beyond their grace of an hour are worth a word.
+/// Freed blocks that wait so long beyond their grace are worth a word.
 const DELETION_LATE_MS: u64 = 2 * 3600 * 1000;
+/// The grace where nobody says what it is: `om.delete_grace` as it is unless an operator sets it.
+const DELETE_GRACE_DEFAULT_MS: u64 = 3600 * 1000;
 /// A disk fuller than this is worth a word: datanodes keep a reserve of their own.
 const DISK_FULL_PERCENT: u64 = 90;
 
@@ -125,9 +127,12 @@ fn judged(mut status: ClusterStatus, now_ms: UnixMs) -> ClusterStatus {
             ));
         }
     }
-    if let Some(oldest_ms) = status.om.as_ref().and_then(|om| om.deletion_oldest_ms) {
+    if let Some(om) = &status.om
+        && let Some(oldest_ms) = om.deletion_oldest_ms
+    {
         let age_ms = now_ms.saturating_sub(oldest_ms);
-        if age_ms > DELETION_LATE_MS {
+        let grace_ms = om.delete_grace_ms.unwrap_or(DELETE_GRACE_DEFAULT_MS);
+        if age_ms > grace_ms.saturating_add(DELETION_LATE_MS) {
             found.push(warning(
                 format!("freed blocks have waited {} h for their deletion", age_ms / 3_600_000),
                 "space comes back once SCM and the datanodes that hold them answer",
@@ -220,4 +225,46 @@ fn judge_datanode(datanode: &DatanodeInfo, found: &mut Vec<Problem>) {
 
 fn plural(number: u64, word: &str) -> String {
     if number == 1 { word.to_owned() } else { format!("{word}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::operator::OmOverview;
+
+    use super::*;
+
+    #[test]
+    fn deletion_is_late_only_beyond_its_grace() {
+        const HOUR_MS: u64 = 3_600_000;
+        let is_late = |age_ms: u64, delete_grace_ms| {
+            let om = OmOverview {
+                volumes: 1,
+                buckets: 1,
+                keys: 1,
+                bytes: 1,
+                sessions: 1,
+                loans: 1,
+                uploads: 0,
+                deletion_backlog: 1,
+                deletion_oldest_ms: Some(0),
+                work_backlog: 0,
+                default_replication: Replication::Three,
+                delete_grace_ms,
+            };
+            let status = ClusterStatus {
+                problems: Vec::new(),
+                om_group: None,
+                scm_group: None,
+                om: Some(om),
+                scm: None,
+                datanodes: Vec::new(),
+                repair: None,
+            };
+            !judged(status, age_ms).problems.is_empty()
+        };
+        assert!(!is_late(20 * HOUR_MS, Some(24 * HOUR_MS)), "a day's grace");
+        assert!(is_late(27 * HOUR_MS, Some(24 * HOUR_MS)));
+        assert!(is_late(2 * HOUR_MS + 60_001, Some(60_000)));
+        assert!(!is_late(3 * HOUR_MS, None) && is_late(3 * HOUR_MS + 1, None));
+    }
 }

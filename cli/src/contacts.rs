@@ -25,6 +25,8 @@ use crate::identity::{read_json, write_json};
 
 /// Members change by hand, a few times a year; a node that starts hears of them soon.
 const ASK_INTERVAL: Duration = Duration::from_secs(10);
+/// Asked in vain so often, they are named in the log at most this seldom: once an hour.
+const ASKS_BETWEEN_WORDS_MAX: u32 = 360;
 /// Both groups together, five replicas each at most.
 const CONTACTS_MAX: usize = 10;
 
@@ -48,21 +50,22 @@ pub(crate) fn read(file: &Path) -> Vec<HostPort> {
 /// configuration may name the wrong ones.
 pub(crate) async fn keep(om: Arc<OmClient>, scm: Arc<ScmClient>, configured: Vec<HostPort>, file: PathBuf) {
     let mut written: BTreeSet<HostPort> = read(&file).into_iter().collect();
-    let mut is_silence_told = false;
+    let mut silence = Silence::default();
     loop {
         let (of_om, of_scm) = (call_om(&*om, GetGroup {}).await, call_scm(&*scm, GetGroup {}).await);
         let is_silence = of_om.is_err() && of_scm.is_err();
-        if let (Err(error), false) = (&of_scm, is_silence_told)
-            && is_silence
+        if let Err(error) = &of_scm
+            && silence.is_to_be_told(is_silence)
         {
             let asked: Vec<&str> = configured.iter().map(HostPort::as_str).collect();
             tracing::warn!(
                 asked = asked.join(", "),
+                asks = silence.asks,
                 %error,
-                "no node with OM and SCM answers: do they run, and are the addresses of the [[meta]] entries right?"
+                "no node with OM and SCM answers: start them, or see whether this host reaches them; if they have other \
+                 addresses now, write these into the [[meta]] entries of this node's configuration and start it anew"
             );
         }
-        is_silence_told = is_silence;
         let groups = [of_om.ok(), of_scm.ok()];
         let found: BTreeSet<HostPort> = groups.iter().flatten().flat_map(addresses).collect();
         for address in &found {
@@ -81,6 +84,30 @@ pub(crate) async fn keep(om: Arc<OmClient>, scm: Arc<ScmClient>, configured: Vec
     }
 }
 
+/// Asks in vain, one after another.
+#[derive(Debug, Default)]
+struct Silence {
+    asks: u32,
+    /// The ask at which it is told next.
+    next: u32,
+}
+
+impl Silence {
+    /// Notes an ask: at first, then at growing intervals it is worth a word that nobody answers.
+    fn is_to_be_told(&mut self, is_silence: bool) -> bool {
+        if !is_silence {
+            *self = Self::default();
+            return false;
+        }
+        self.asks = self.asks.saturating_add(1);
+        let is_now = self.asks >= self.next.max(1);
+        if is_now {
+            self.next = self.asks.saturating_add(self.asks.min(ASKS_BETWEEN_WORDS_MAX));
+        }
+        is_now
+    }
+}
+
 fn addresses(group: &GroupInfo) -> impl Iterator<Item = HostPort> + '_ {
     group.members.iter().map(|member| member.member.address.clone())
 }
@@ -88,6 +115,15 @@ fn addresses(group: &GroupInfo) -> impl Iterator<Item = HostPort> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_is_told_at_growing_intervals_and_anew_after_an_answer() {
+        let mut silence = Silence::default();
+        let told: Vec<u32> = (1..=1200).filter(|_| silence.is_to_be_told(true)).collect();
+        assert_eq!(told, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 872]);
+        assert!(!silence.is_to_be_told(false));
+        assert!(silence.is_to_be_told(true));
+    }
 
     #[test]
     fn what_cannot_be_read_is_no_contact() {

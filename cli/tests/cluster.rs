@@ -99,6 +99,20 @@ fn lost_meta_node_is_replaced_by_two_commands() {
         let said = cluster.run("new", "admin om members");
         (said.code == 0 && said.out.contains("leads")).then_some(())
     });
+
+    // A fresh datanode is told of the new one, and finds the group by it alone.
+    let fresh = free_hosts(1).remove(0);
+    let add = format!(
+        "cluster add-node --from cluster --host {fresh} --roles datanode,admin --gone {first},{second}"
+    );
+    let words: Vec<&str> = add.split(' ').collect();
+    Said::of(ferrozone().current_dir(cluster.dir.path()).args(words)).good();
+    let config = std::fs::read_to_string(cluster.file(&fresh, "node.toml")).unwrap();
+    assert!(config.contains("[[meta]]\nname = \"new\"") && !config.contains(&second), "{config}");
+    cluster.start(&fresh);
+    cluster.wait_ready(&fresh);
+    let list = cluster.run("new", "admin datanode list").good();
+    assert!(list.lines().any(|line| line.contains(&fresh) && line.contains(" live ")), "{list}");
 }
 
 #[test]
@@ -205,7 +219,8 @@ fn mistakes_in_a_configuration_are_refused_with_what_to_do() {
     let log = cluster.start(&datanode).log.clone();
     wait_until("a refusal at the first contact", || {
         let said = std::fs::read_to_string(&log).unwrap();
-        said.contains("does the configuration name nodes of two clusters?").then_some(())
+        let is_refused = said.contains("does the configuration name nodes of two clusters?");
+        (is_refused && said.contains("disk formatted")).then_some(())
     });
     cluster.kill(&datanode);
     std::fs::write(cluster.file(&datanode, "cluster.json"), own).unwrap();

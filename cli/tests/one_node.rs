@@ -28,11 +28,13 @@ fn every_noun_answers_with_a_table_and_with_json() {
     server.run("sh key put /s3v/photos/a/b file").good();
 
     let status = stable(&server.run("admin status").good());
-    assert!(
-        status.starts_with("All is well.\n\nom # voter, replica # leads, term #\nscm # voter, replica # leads, term #\ndatanodes # of # live;"),
-        "{status}"
-    );
-    server.run("admin status --check").good();
+    // The disk is the machine's, and may be full without any fault of this program.
+    let is_disk_full = status.starts_with("WARNING: disk") && status.matches("WARNING").count() == 1;
+    assert!(is_disk_full || status.starts_with("All is well.\n\nom "), "{status}");
+    let glance =
+        "om # voter, replica # leads, term #\nscm # voter, replica # leads, term #\ndatanodes # of # live;";
+    assert!(status.contains(glance), "{status}");
+    assert_eq!(server.run("admin status --check").code, if is_disk_full { 10 } else { 0 });
     for (line, head) in [
         ("admin om show", "volumes #\nbuckets #\nkeys # # MiB\nreplication # datanode\n"),
         ("admin om members", "RAFT ID NODE ADDRESS ROLE HEALTH BEHIND\n# replica #"),
@@ -154,6 +156,7 @@ fn what_would_lose_data_is_refused_and_says_what() {
     }
     server.run("admin datanode show node9").refused(4);
     server.run("admin container show 99").refused(4);
+    server.run("admin container keys 99").refused(4);
     server.run("admin where s3://photos/none").refused(4);
     server.run("admin where photos/none").refused(1);
     server.run("admin container list --health sick").refused(1);

@@ -26,7 +26,11 @@ impl Om {
     pub(crate) async fn answer_operator(&self, request: OmRequest) -> Result<OmReply, CallError> {
         use OmRequest as Q;
         match request {
-            Q::GetOmOverview(_) => self.read_many(false, overview).await.map(OmReply::GetOmOverview),
+            Q::GetOmOverview(_) => {
+                let delete_grace_ms = self.delete_grace_ms();
+                let read = move |view: &ReadView| overview(view, delete_grace_ms);
+                self.read_many(false, read).await.map(OmReply::GetOmOverview)
+            }
             Q::WhereKey(request) => {
                 self.read_many(false, move |view| where_key(view, request)).await.map(OmReply::WhereKey)
             }
@@ -83,7 +87,7 @@ fn where_key(view: &ReadView, request: WhereKey) -> Result<KeyBlocks, Stop> {
     Ok(KeyBlocks { info, start, entries })
 }
 
-fn overview(view: &ReadView) -> Result<OmOverview, Stop> {
+fn overview(view: &ReadView, delete_grace_ms: u64) -> Result<OmOverview, Stop> {
     let (deletion_backlog, deletion_oldest_ms) = deletion::backlog(view, COUNTED_MAX)?;
     let mut used = UsageRow::default();
     let prefix = volume_usage_key("");
@@ -108,6 +112,7 @@ fn overview(view: &ReadView) -> Result<OmOverview, Stop> {
         deletion_oldest_ms,
         work_backlog: count(view, WORK)?,
         default_replication: view.current()?.defaults.replication,
+        delete_grace_ms: Some(delete_grace_ms),
     })
 }
 

@@ -233,6 +233,10 @@ impl Om {
         self.group.member(raft_id).map(|member| member.address)
     }
 
+    pub(crate) fn delete_grace_ms(&self) -> u64 {
+        self.config.delete_grace_ms
+    }
+
     /// Only what was freed or queued before this is out of readers' sight.
     pub(crate) fn grace_begins_ms(&self) -> u64 {
         if wire::planted::is_on("gc_without_grace") {

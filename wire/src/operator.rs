@@ -347,6 +347,10 @@ pub struct OmOverview {
     pub work_backlog: u64,
     /// Replication of new keys where a bucket names none.
     pub default_replication: Replication,
+    /// How long freed blocks are kept for readers before they are handed to SCM, by the configuration of the replica that
+    /// answers; None from one that does not say.
+    #[serde(default)]
+    pub delete_grace_ms: Option<u64>,
 }
 
 /// Replication of new keys where a bucket names none.

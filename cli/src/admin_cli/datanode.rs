@@ -6,7 +6,7 @@ use admin::view::Loss;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use wire::clock::{self, UnixMs};
-use wire::operator::{DatanodeInfo, LivenessInfo, OperationalInfo};
+use wire::operator::{DatanodeInfo, LivenessInfo, OperationalInfo, RepairInfo};
 
 use super::{Screen, escape, word};
 use crate::config::Span;
@@ -15,6 +15,8 @@ use crate::show::{count, fields, short, size, span, table, until};
 
 /// Between two looks at a datanode that is being emptied.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Leaders change in seconds: who has not answered for so long will not at once.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DatanodeCommand {
@@ -31,9 +33,8 @@ pub(super) enum DatanodeCommand {
         id: String,
         #[command(flatten)]
         force: Force,
-        /// Wait until it may be switched off.
-        #[arg(long)]
-        wait: bool,
+        #[command(flatten)]
+        waiting: Waiting,
     },
     /// Let it be away for a while without replacing its replicas.
     Maintenance {
@@ -44,9 +45,8 @@ pub(super) enum DatanodeCommand {
         duration: Option<Duration>,
         #[command(flatten)]
         force: Force,
-        /// Wait until it may be switched off.
-        #[arg(long)]
-        wait: bool,
+        #[command(flatten)]
+        waiting: Waiting,
     },
     /// Let it take part again.
     Recommission {
@@ -69,6 +69,25 @@ pub(super) struct Force {
     force: bool,
 }
 
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct Waiting {
+    /// Wait until it may be switched off, and say what is missing.
+    #[arg(long)]
+    wait: bool,
+    /// The same, but so long at most: then exit code 6. It goes on without this command.
+    #[arg(long, value_name = "SECONDS")]
+    wait_seconds: Option<u64>,
+}
+
+impl Waiting {
+    /// After one look: somebody has to say what has become of the wish.
+    const NOT: Self = Self { wait: false, wait_seconds: None };
+
+    fn is_wanted(self) -> bool {
+        self.wait || self.wait_seconds.is_some()
+    }
+}
+
 fn parse_span(text: &str) -> Result<Duration, String> {
     text.parse::<Span>().map(|span| span.0)
 }
@@ -82,20 +101,20 @@ pub(super) async fn run(screen: &Screen, command: DatanodeCommand) -> anyhow::Re
             let now_ms = clock::now_ms();
             screen.show(&path(&id), |datanode: DatanodeInfo| show_text(&datanode, now_ms)).await
         }
-        DatanodeCommand::Decommission { id, force, wait } => {
+        DatanodeCommand::Decommission { id, force, waiting } => {
             let body = json!({ "force": force.force });
             let answer = screen.api.ask("POST", &format!("{}/decommission", path(&id)), Some(body)).await?;
-            settled(screen, &answer, wait, OperationalInfo::Decommissioned).await
+            settled(screen, &answer, waiting, OperationalInfo::Decommissioned).await
         }
-        DatanodeCommand::Maintenance { id, duration, force, wait } => {
+        DatanodeCommand::Maintenance { id, duration, force, waiting } => {
             let until_ms = duration.map(|duration| clock::now_ms() + duration.as_millis() as u64);
             let body = json!({ "until_ms": until_ms, "force": force.force });
             let answer = screen.api.ask("POST", &format!("{}/maintenance", path(&id)), Some(body)).await?;
-            settled(screen, &answer, wait, OperationalInfo::Maintenance).await
+            settled(screen, &answer, waiting, OperationalInfo::Maintenance).await
         }
         DatanodeCommand::Recommission { id } => {
             let answer = screen.api.ask("POST", &format!("{}/recommission", path(&id)), None).await?;
-            settled(screen, &answer, false, OperationalInfo::InService).await
+            settled(screen, &answer, Waiting::NOT, OperationalInfo::InService).await
         }
         DatanodeCommand::Forget { id, force } => forget(screen, &id, force.force).await,
     }
@@ -111,28 +130,108 @@ fn id_of(answer: &Value) -> String {
 }
 
 /// Shows what has become of a wish; waits until it has come true, if that is wanted.
-async fn settled(screen: &Screen, answer: &Value, wait: bool, wanted: OperationalInfo) -> anyhow::Result<()> {
+async fn settled(
+    screen: &Screen,
+    answer: &Value,
+    waiting: Waiting,
+    wanted: OperationalInfo,
+) -> anyhow::Result<()> {
     let path = path(&id_of(answer));
-    let mut told = None;
+    let mut told = String::new();
     let began = tokio::time::Instant::now();
+    let mut answered = began;
     loop {
-        let answer = screen.api.ask("GET", &path, None).await?;
-        let datanode: DatanodeInfo = crate::reach::read(answer.clone())?;
-        if !wait || datanode.operational == wanted {
-            return screen.done(&answer, &standing_text(&datanode));
+        match screen.api.ask("GET", &path, None).await {
+            Ok(answer) => {
+                answered = tokio::time::Instant::now();
+                let datanode: DatanodeInfo = crate::reach::read(answer.clone())?;
+                if !waiting.is_wanted() || datanode.operational == wanted {
+                    return screen.done(&answer, &standing_text(&datanode));
+                }
+                if !is_on_its_way(&datanode) {
+                    return Err(Refusal::conflict(standing_text(&datanode)).into());
+                }
+                let repair: Option<RepairInfo> = screen.api.get("/api/v1/repair").await.ok();
+                let all: Vec<DatanodeInfo> = screen.api.get("/api/v1/datanodes").await.unwrap_or_default();
+                let missing = missing_text(&datanode, repair.as_ref(), &all);
+                if told != missing {
+                    eprintln!("{} s: {missing}", began.elapsed().as_secs());
+                    told = missing;
+                }
+            }
+            // The leader may be another one in a moment.
+            Err(error) if is_passing(&error) && answered.elapsed() < SILENCE_MAX => {
+                let silence = format!("no answer: {error}");
+                if told != silence {
+                    eprintln!("{} s: {silence}", began.elapsed().as_secs());
+                    told = silence;
+                }
+            }
+            Err(error) => return Err(error),
         }
-        if told != Some(datanode.containers_needing_it) {
-            told = Some(datanode.containers_needing_it);
-            eprintln!(
-                "{}: {}, {} to be copied elsewhere, {} s",
-                name(&datanode),
-                word(&datanode.operational),
-                count(datanode.containers_needing_it, "container"),
+        if waiting.wait_seconds.is_some_and(|limit| began.elapsed() >= Duration::from_secs(limit)) {
+            let message = format!(
+                "not done after {} s, and it goes on: {told}. `ferrozone admin repair` shows the copies",
                 began.elapsed().as_secs()
             );
+            return Err(Refusal { code: "unavailable".to_owned(), message }.into());
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Whether the same question may be answered in a moment.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let codes = ["unavailable", "unreachable", "outcome_unknown"];
+    error.downcast_ref::<Refusal>().is_some_and(|refusal| codes.contains(&refusal.code.as_str()))
+}
+
+fn is_on_its_way(datanode: &DatanodeInfo) -> bool {
+    matches!(datanode.operational, OperationalInfo::Decommissioning | OperationalInfo::EnteringMaintenance)
+}
+
+/// What keeps a datanode from being let go.
+fn missing_text(datanode: &DatanodeInfo, repair: Option<&RepairInfo>, all: &[DatanodeInfo]) -> String {
+    let mut text = format!(
+        "{} is {}: {} to be copied elsewhere",
+        name(datanode),
+        word(&datanode.operational),
+        count(datanode.containers_needing_it, "container")
+    );
+    if datanode.containers_needing_it == 0 {
+        text.push_str("; what is open on it is being closed");
+        return text;
+    }
+    let Some(repair) = repair else { return text };
+    text.push_str(&format!(
+        ", {} under way",
+        match repair.copies.len() {
+            0 => "no copy".to_owned(),
+            1 => "1 copy".to_owned(),
+            copies => format!("{copies} copies"),
+        }
+    ));
+    if datanode.liveness != LivenessInfo::Live {
+        text.push_str(&format!("; it is {} itself", health(datanode)));
+    }
+    let takes = |other: &&DatanodeInfo| {
+        other.datanode.id != datanode.datanode.id
+            && other.liveness == LivenessInfo::Live
+            && other.operational == OperationalInfo::InService
+    };
+    if repair.copies.is_empty() {
+        text.push_str(&format!(
+            "; {} in service could take them: each needs one without a replica of it and with room",
+            count(all.iter().filter(takes).count() as u64, "other datanode")
+        ));
+    }
+    if repair.missing > 0 {
+        text.push_str(&format!(
+            "; no whole replica of {} can be reached",
+            count(repair.missing, "container")
+        ));
+    }
+    text
 }
 
 /// What an operator must know after a wish.
@@ -272,6 +371,7 @@ mod tests {
     use uuid::Uuid;
     use wire::block::DatanodeAddress;
     use wire::ids::{ContainerId, DatanodeId};
+    use wire::operator::CopyInfo;
     use wire::scm::DiskReport;
 
     use super::*;
@@ -317,6 +417,58 @@ mod tests {
              containers        1200; 3 would fall below their replicas without it\n\n\
              DISK    HEALTH     FREE       OF\n/disk1  FAILED  1.0 TiB  4.0 TiB\n"
         );
+    }
+
+    #[test]
+    fn what_is_missing_is_said_with_its_cause() {
+        let mut leaving = datanode();
+        (leaving.operational, leaving.liveness) = (OperationalInfo::Decommissioning, LivenessInfo::Live);
+        let mut other = datanode();
+        other.datanode.id = DatanodeId(Uuid::from_u128(2));
+        (other.operational, other.liveness) = (OperationalInfo::InService, LivenessInfo::Live);
+        let mut repair = RepairInfo {
+            missing: 0,
+            under_replicated: 3,
+            over_replicated: 0,
+            unhealthy: 0,
+            deleting: 0,
+            copies: Vec::new(),
+            bytes_per_second: 0,
+            mis_placed: 0,
+        };
+        let all = [leaving.clone(), other];
+        assert_eq!(
+            missing_text(&leaving, Some(&repair), &all),
+            "d1 is decommissioning: 3 containers to be copied elsewhere, no copy under way; 1 other datanode in service \
+             could take them: each needs one without a replica of it and with room"
+        );
+        repair.missing = 1;
+        repair.copies = vec![CopyInfo {
+            container: ContainerId(1),
+            source: leaving.datanode.id,
+            target: all[1].datanode.id,
+            received_bytes: 1,
+            total_bytes: 2,
+        }];
+        assert_eq!(
+            missing_text(&leaving, Some(&repair), &all),
+            "d1 is decommissioning: 3 containers to be copied elsewhere, 1 copy under way; no whole replica of 1 container \
+             can be reached"
+        );
+        assert!(missing_text(&leaving, None, &[]).ends_with("copied elsewhere"));
+        leaving.containers_needing_it = 0;
+        assert!(missing_text(&leaving, Some(&repair), &all).ends_with("is being closed"));
+    }
+
+    #[test]
+    fn wait_outlives_a_change_of_leaders_and_no_refusal() {
+        let error = |code: &str| Refusal { code: code.to_owned(), message: String::new() }.into();
+        assert!(["unavailable", "unreachable", "outcome_unknown"].map(error).iter().all(is_passing));
+        assert!(!["conflict", "not_found", "unauthenticated"].map(error).iter().any(is_passing));
+        let mut gone = datanode();
+        assert!(is_on_its_way(&gone));
+        gone.operational = OperationalInfo::InService;
+        assert!(!is_on_its_way(&gone), "called back by somebody else");
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(super) enum GroupCommand {
     RemovePeer {
         /// Its node's name or raft id.
         peer: String,
-        /// Even if fewer failures are survived then, or the rest has no active majority.
+        /// Even if fewer failures are survived then, or the rest has no active majority. The last voter is never removed.
         #[arg(long)]
         force: bool,
     },
@@ -312,6 +312,7 @@ mod tests {
             deletion_oldest_ms: Some(1000),
             work_backlog: 0,
             default_replication: Replication::Three,
+            delete_grace_ms: Some(3_600_000),
         };
         assert_eq!(
             om_text(&om, 61_000),

@@ -66,7 +66,7 @@ enum AdminCommand {
     RemoveNode {
         /// Its name or raft id.
         node: String,
-        /// Even if fewer failures are survived then, or the rest has no active majority.
+        /// Even if fewer failures are survived then, or the rest has no active majority. The last voter is never removed.
         #[arg(long)]
         force: bool,
     },

@@ -182,6 +182,8 @@ impl Cluster {
 
     /// Starts a node.
     pub(crate) fn start(&mut self, node: &str) -> &mut Server {
+        // Of its last life, if it had one: whoever waits for this one would take that for an answer.
+        let _ = std::fs::remove_file(self.file(node, "data/endpoints.json"));
         let config = self.file(node, "node.toml").display().to_string();
         let server = Server::start(&self.dir.path().join(format!("{node}.log")), &["--config", &config]);
         self.servers.push((node.to_owned(), server));

@@ -9,17 +9,21 @@
 //!  another life --> doubted: nothing of it counts; the address where the peer is known is asked who lives there
 //!     the new life answers there --> it has restarted: listened to
 //!     the former one answers -----> two processes: the other is refused, and somebody has to stop one of them
-//!     nobody answers for a second -> it has moved: listened to
+//!     nobody answers for a second -> it has moved: listened to, unless it was once refused
 //! ```
 //!
 //! The question carries a random number that the answer repeats, so that only who can be reached at the address answers.
 //!
 //! Invariants:
 //! * Messages of two lives of a raft id never count together, unless the former one's address is silent.
+//! * A life that was heard beside another one is never listened to, however silent that one becomes: the network may be cut
+//!   between it and us alone.
+//!
+//! What remains: who has never heard the two together, since it is cut off from the first one, takes the copy for it.
 //!
 //! Not here: who is a member (see `members`); the questions a node asks before it starts (its configuration's part).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use wire::group::Member;
 use wire::host::HostPort;
@@ -30,6 +34,9 @@ const PATIENCE_TICKS: u64 = 10;
 /// So often a peer has to answer while another speaks in its name before that is called two processes: once may be a packet
 /// that was long on its way.
 const PROOFS_MIN: u32 = 3;
+
+/// Copies of a peer remembered at most, the latest.
+const TWINS_MAX: usize = 8;
 
 /// Peers remembered at most. Groups have five members; who has more begins anew, as after a restart.
 const PEERS_MAX: usize = 64;
@@ -66,6 +73,8 @@ struct Peer {
     /// Who is listened to, and where it is.
     current: Option<(u64, HostPort)>,
     claim: Option<Claim>,
+    /// Lives that spoke while another one answered where the peer is known.
+    twins: VecDeque<u64>,
 }
 
 /// Another life that says it is the peer.
@@ -111,6 +120,10 @@ impl Lives {
                 if is_answer(claim) {
                     claim.is_open = false;
                     claim.proofs += 1;
+                    if !peer.twins.contains(&claim.life) {
+                        peer.twins.truncate(TWINS_MAX - 1);
+                        peer.twins.push_front(claim.life);
+                    }
                 }
             }
             return Heard::Current;
@@ -118,7 +131,7 @@ impl Lives {
         let known = peer.current.as_ref().map(|(_, address)| address).or(recorded).cloned();
         let is_first = peer.current.is_none() && known.as_ref().is_none_or(|known| *known == from.address);
         if is_first || peer.claim.as_ref().is_some_and(is_answer) {
-            *peer = Peer { current: Some((life, from.address.clone())), claim: None };
+            (peer.current, peer.claim) = (Some((life, from.address.clone())), None);
             return Heard::Current;
         }
         let known = known.expect("who is known nowhere is the first");
@@ -148,12 +161,12 @@ impl Lives {
         let mut questions = Vec::new();
         for (raft_id, peer) in &mut self.peers {
             let Some(claim) = peer.claim.as_ref().filter(|claim| claim.is_open) else { continue };
-            if self.now < claim.since + PATIENCE_TICKS {
+            if self.now < claim.since + PATIENCE_TICKS || peer.twins.contains(&claim.life) {
                 questions.push(claim.question(*raft_id));
                 continue;
             }
             tracing::info!(raft_id, address = %claim.address, former = %claim.known, "a replica has moved: its former address is silent");
-            *peer = Peer { current: Some((claim.life, claim.address.clone())), claim: None };
+            (peer.current, peer.claim) = (Some((claim.life, claim.address.clone())), None);
         }
         questions
     }
@@ -237,6 +250,29 @@ mod tests {
             }
         }
         assert_eq!(told, 1, "once");
+    }
+
+    #[test]
+    fn a_copy_that_was_once_refused_is_not_believed_when_the_network_is_cut() {
+        let mut lives = Lives::default();
+        hear(&mut lives, HOME, 10, 0);
+        let number = asked(hear(&mut lives, AWAY, 11, 0));
+        assert_eq!(hear(&mut lives, HOME, 10, number), Heard::Current);
+        // From here on nobody is heard but copies.
+        for _ in 0..10 * PATIENCE_TICKS {
+            assert_ne!(hear(&mut lives, AWAY, 11, 0), Heard::Current);
+            lives.tick();
+        }
+        // Another process in between, which nobody has seen beside the first, has moved for all that is known.
+        for _ in 0..=PATIENCE_TICKS {
+            hear(&mut lives, "third:9002", 12, 0);
+            lives.tick();
+        }
+        assert_eq!(hear(&mut lives, "third:9002", 12, 0), Heard::Current);
+        for _ in 0..10 * PATIENCE_TICKS {
+            assert_ne!(hear(&mut lives, AWAY, 11, 0), Heard::Current);
+            lives.tick();
+        }
     }
 
     #[test]

@@ -49,6 +49,9 @@ const WISH_ATTEMPTS: usize = 8;
 const LISTEN_MS: u64 = 6000;
 /// How often, meanwhile.
 const LISTEN_STEP_MS: u64 = 200;
+/// Looks again for other replicas before containers are called lost, and how long it waits for each.
+const HEARING_LOOKS: u32 = 6;
+const HEARING_PAUSE: Duration = Duration::from_secs(1);
 
 impl Scm {
     pub(crate) async fn list_datanodes(&self, leader: &Leader) -> Result<Vec<DatanodeInfo>, Failure> {
@@ -372,6 +375,30 @@ impl Scm {
                 "datanode {id} is neither dead nor decommissioned: decommission it first, or stop it and wait"
             )));
         }
+        // A leader that has just come to office has not heard of every replica yet.
+        let mut lost = self.only_on(leader, view, id).await?;
+        for _ in 0..HEARING_LOOKS {
+            if lost.is_empty() {
+                break;
+            }
+            tokio::time::sleep(HEARING_PAUSE).await;
+            lost = self.only_on(leader, view, id).await?;
+        }
+        Ok((!lost.is_empty()).then(|| {
+            format!(
+                "{} have no other replica that can be read: their keys would be lost. Force it if so be it",
+                named(&lost)
+            )
+        }))
+    }
+
+    /// Containers of which no other datanode has a replica that can be read.
+    async fn only_on(
+        &self,
+        leader: &Leader,
+        view: &ReadView,
+        id: DatanodeId,
+    ) -> Result<Vec<ContainerId>, Failure> {
         let mut lost = Vec::new();
         self.look_at_each(leader, view, ContainerId(0), |scene, container, row| {
             let is_here = row.valid().any(|replica| replica.datanode == id);
@@ -388,12 +415,7 @@ impl Scm {
             ControlFlow::Continue(())
         })
         .await?;
-        Ok((!lost.is_empty()).then(|| {
-            format!(
-                "{} have no other replica that can be read: their keys would be lost. Force it if so be it",
-                named(&lost)
-            )
-        }))
+        Ok(lost)
     }
 
     async fn propose_checked(&self, command: Command) -> Result<(), Failure> {

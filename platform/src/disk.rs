@@ -23,7 +23,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 /// Size and free space of a disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// Of the whole file system.
+    /// What is used, by anybody, and what is free for us.
     pub capacity: u64,
     /// Free for us.
     pub available: u64,
@@ -201,7 +201,12 @@ impl DiskIo for Directory {
     fn room(&self) -> io::Result<Room> {
         // By path: an unmounted or removed directory must be noticed, and a handle would keep answering.
         let stat = rustix::fs::statvfs(&self.path)?;
-        Ok(Room { capacity: stat.f_blocks * stat.f_frsize, available: stat.f_bavail * stat.f_frsize })
+        // Blocks that are reserved for root are not ours to fill: they are neither free nor used, as `df` counts.
+        let used = stat.f_blocks.saturating_sub(stat.f_bfree);
+        Ok(Room {
+            capacity: (used + stat.f_bavail) * stat.f_frsize,
+            available: stat.f_bavail * stat.f_frsize,
+        })
     }
 }
 

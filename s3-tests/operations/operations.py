@@ -93,7 +93,10 @@ class Shell:
         end = time.monotonic() + BLOCK_DEADLINE_S
         while not status.exists():
             if time.monotonic() > end or self.process.poll() is not None:
-                return -1, output.read_text() + "\n(it did not end)"
+                # What the manual's `well` was waiting for.
+                waited_for = self.directory / "status"
+                state = waited_for.read_text() if waited_for.exists() else ""
+                return -1, f"{output.read_text()}\n(it did not end; the last status was)\n{state}"
             time.sleep(0.02)
         return int(status.read_text()), output.read_text()
 

@@ -209,10 +209,16 @@ impl Fleet {
 
     /// Whether new writes may go there: it spoke a moment ago, with the right time, and no writer has just failed there.
     pub(crate) fn is_writable(&self, config: &ScmConfig, id: DatanodeId, now_ns: u64) -> bool {
+        let has_failed = |node: &Node| {
+            node.failed_ns.is_some_and(|at| now_ns.saturating_sub(at) / 1_000_000 < config.failed_writer_ms)
+        };
+        self.is_speaking(config, id, now_ns) && self.nodes.get(&id).is_some_and(|node| !has_failed(node))
+    }
+
+    /// The same, but that a writer may have failed there.
+    pub(crate) fn is_speaking(&self, config: &ScmConfig, id: DatanodeId, now_ns: u64) -> bool {
         let Some(node) = self.nodes.get(&id) else { return false };
-        let has_failed =
-            node.failed_ns.is_some_and(|at| now_ns.saturating_sub(at) / 1_000_000 < config.failed_writer_ms);
-        self.liveness(config, id, now_ns) == Liveness::Live && !has_failed && node.clock_off < CLOCK_OFF_MIN
+        self.liveness(config, id, now_ns) == Liveness::Live && node.clock_off < CLOCK_OFF_MIN
     }
 
     /// Watches a copy; answers how long it has not moved.

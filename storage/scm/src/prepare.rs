@@ -82,16 +82,7 @@ impl<R: Rows> Scene<'_, R> {
     pub(crate) fn grant(&self, request: &GrantLease, seed: u64) -> Result<Grant, StoreError> {
         let open = self.open_containers(request.replication)?;
         let avoid: BTreeSet<_> = request.avoid.iter().collect();
-        let mut candidates = self.roomy(request.replication).unwrap_or_else(|| self.candidates());
-        // Without the datanodes that failed the writer, if there can be a container without them.
-        let (others, shunned): (Vec<_>, Vec<_>) = candidates
-            .iter()
-            .cloned()
-            .partition(|candidate| !request.avoid_datanodes.contains(&candidate.id));
-        let is_shunning = !shunned.is_empty() && others.len() >= replicas_min(request.replication);
-        if is_shunning {
-            candidates = others;
-        }
+        let (candidates, is_shunning) = self.takers(request);
         let width = replicas_wanted(request.replication).min(candidates.len());
         let is_shunned = |row: &ContainerRow| {
             is_shunning && row.valid().any(|replica| request.avoid_datanodes.contains(&replica.datanode))
@@ -129,6 +120,28 @@ impl<R: Rows> Scene<'_, R> {
             now_ms: self.now_ms,
         };
         Ok(Grant { close, command, awaited })
+    }
+
+    /// Who may hold a new container for this writer, and whether that leaves out nodes that failed it. Those are left out if
+    /// enough others are there: with room rather than nearly full, but nearly full rather than gone; and rather those that
+    /// another writer has failed at, and that still speak, than the one that has just failed this one.
+    fn takers(&self, request: &GrantLease) -> (Vec<Candidate>, bool) {
+        let min = replicas_min(request.replication);
+        let with_room = |from: Vec<Candidate>| self.roomy(&from, request.replication).unwrap_or(from);
+        let writable = self.candidates();
+        let is_shunned = |candidate: &Candidate| request.avoid_datanodes.contains(&candidate.id);
+        let has_shunned = writable.iter().any(is_shunned);
+        if !has_shunned && writable.len() >= min {
+            return (with_room(writable), false);
+        }
+        let speaking = self.speaking();
+        for mut others in [writable.clone(), speaking.clone()] {
+            others.retain(|candidate| !is_shunned(candidate));
+            if others.len() >= min {
+                return (with_room(others), has_shunned);
+            }
+        }
+        (with_room(if writable.len() >= min { writable } else { speaking }), false)
     }
 
     /// What the reports of this term ask for in these containers.
@@ -205,11 +218,18 @@ impl<R: Rows> Scene<'_, R> {
 
     /// The datanodes that take writes, with their free bytes.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
-        let nodes = self.nodes.iter().filter(|(id, row)| {
-            row.operational == OperationalState::InService
-                && self.fleet.is_writable(self.config, **id, self.now_ns)
-        });
+        self.in_service(|id| self.fleet.is_writable(self.config, id, self.now_ns))
+    }
+
+    /// Those and the ones that a writer has failed at but that speak.
+    fn speaking(&self) -> Vec<Candidate> {
+        self.in_service(|id| self.fleet.is_speaking(self.config, id, self.now_ns))
+    }
+
+    fn in_service(&self, is_wanted: impl Fn(DatanodeId) -> bool) -> Vec<Candidate> {
+        let nodes = self.nodes.iter();
         nodes
+            .filter(|(id, row)| row.operational == OperationalState::InService && is_wanted(**id))
             .filter_map(|(id, row)| {
                 let available_bytes = self.fleet.node(*id)?.available_bytes()?;
                 Some(Candidate { id: *id, available_bytes, rack: row.rack.clone() })
@@ -217,21 +237,25 @@ impl<R: Rows> Scene<'_, R> {
             .collect()
     }
 
-    /// The candidates with room for a block or more, if they are enough for a container. Blocks of one with a full
-    /// datanode would be refused one after the other.
-    fn roomy(&self, replication: Replication) -> Option<Vec<Candidate>> {
-        let mut candidates = self.candidates();
-        candidates.retain(|candidate| candidate.available_bytes >= self.config.room_min());
-        (candidates.len() >= replicas_min(replication)).then_some(candidates)
+    /// Those with room for a block or more, if they are enough for a container. Blocks of one with a full datanode would be
+    /// refused one after the other.
+    fn roomy(&self, candidates: &[Candidate], replication: Replication) -> Option<Vec<Candidate>> {
+        let has_room = |candidate: &&Candidate| candidate.available_bytes >= self.config.room_min();
+        let roomy: Vec<Candidate> = candidates.iter().filter(has_room).cloned().collect();
+        (roomy.len() >= replicas_min(replication)).then_some(roomy)
     }
 
-    /// Whether a member is full while others could take the writes.
+    /// Whether a member is full while others could take the writes. One with fewer members than it could have was opened
+    /// with that member for want of another: it stays until that may have passed.
     fn is_cramped(&self, row: &ContainerRow) -> bool {
         let is_full = |datanode| {
             let available = self.fleet.node(datanode).and_then(Node::available_bytes);
             available.is_some_and(|bytes| bytes < self.config.room_min())
         };
-        row.valid().any(|replica| is_full(replica.datanode)) && self.roomy(row.replication).is_some()
+        row.valid().any(|replica| is_full(replica.datanode))
+            && self.roomy(&self.candidates(), row.replication).is_some()
+            && (row.valid().count() >= replicas_wanted(row.replication)
+                || self.now_ms >= row.created_ms.saturating_add(NARROW_MS))
     }
 
     fn open_containers(
@@ -261,7 +285,7 @@ impl<R: Rows> Scene<'_, R> {
         let wanted = replicas_wanted(row.replication);
         let is_narrow = row.valid().count() < wanted
             && self.now_ms >= row.created_ms.saturating_add(NARROW_MS)
-            && self.roomy(row.replication).is_some_and(|candidates| candidates.len() >= wanted)
+            && self.roomy(&self.candidates(), row.replication).is_some_and(|roomy| roomy.len() >= wanted)
             && (self.now_ms >= row.created_ms.saturating_add(NARROW_BUSY_MS) || !self.is_busy());
         is_narrow
             || self.is_cramped(row)

@@ -399,6 +399,55 @@ async fn full_datanodes_take_writes_only_if_nobody_else_can() {
 }
 
 #[tokio::test]
+async fn what_is_nearly_full_or_has_failed_others_takes_writes_rather_than_what_has_just_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::open(dir.path()).await;
+    for number in 1..=3 {
+        cluster.register(number, 1).await;
+    }
+    let ends = async |held: &Lease| {
+        let held = vec![held.id];
+        call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end
+    };
+    let around = async |request, without: u128| {
+        let avoid_datanodes = vec![DatanodeId(Uuid::from_u128(without))];
+        let (replication, avoid) = (Replication::Three, Vec::new());
+        call_scm(&*cluster.scm, GrantLease { replication, request, avoid, avoid_datanodes }).await.unwrap()
+    };
+    let mut full = registration(CLUSTER, 1, 1);
+    full.disks[0].available_bytes = 1000;
+    call_scm(&*cluster.scm, full).await.unwrap();
+    let beside_full = around(1, 2).await;
+    assert_eq!(members_of(&beside_full), [1, 3]);
+    // Two with room are there, as far as SCM knows, but one of them has failed: the container gets its time.
+    cluster.heartbeat(3, 1, vec![replica(beside_full.container)]).await;
+    assert_eq!(ends(&beside_full).await, []);
+    cluster.clock.advance_ms(4000);
+    for number in 2..=3 {
+        cluster.heartbeat(number, 1, vec![]).await;
+    }
+    cluster.clock.advance_ms(2000);
+    cluster.heartbeat(3, 1, vec![replica(beside_full.container)]).await;
+    assert_eq!(ends(&beside_full).await, [beside_full.id]);
+
+    // 1 has room again, 3 has failed a writer, and the next one meets that 2 is gone.
+    cluster.register(1, 2).await;
+    cluster.register(2, 2).await;
+    let wide = cluster.grant(Replication::Three, 3, &[]).await.unwrap();
+    assert_eq!(members_of(&wide), [1, 2, 3]);
+    let degrade = DegradeContainer {
+        container: wide.container,
+        generation: Generation(1),
+        acknowledged: [1, 2].map(|number| DatanodeId(Uuid::from_u128(number))).to_vec(),
+        failed: vec![DatanodeId(Uuid::from_u128(3))],
+    };
+    assert_eq!(call_scm(&*cluster.scm, degrade).await.unwrap(), Degraded::Accepted);
+    assert_eq!(members_of(&cluster.grant(Replication::Three, 4, &[]).await.unwrap()), [1, 2]);
+    assert_eq!(members_of(&around(5, 2).await), [1, 3]);
+    cluster.scm.shutdown().await;
+}
+
+#[tokio::test]
 async fn deletions_reach_the_datanode_until_it_has_passed_them() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::open(dir.path()).await;

@@ -389,6 +389,25 @@ async fn a_replica_that_restarts_is_heard_at_once_and_one_that_moves_after_a_sec
 }
 
 #[tokio::test]
+async fn the_vote_of_a_replica_that_has_restarted_under_a_leader_counts_at_once() {
+    let mut net = Net::new(3);
+    let leader = net.leader().await;
+    let followers = others(&[1, 2, 3], id(&leader));
+    let (third, again) = (followers[0], followers[1]);
+    // The leader speaks to it at once, and followers have nothing to say to one another.
+    net.kill(again);
+    net.ticks(4).await;
+    let term = leader.status().term;
+    for follower in followers {
+        net.cut(follower, id(&leader));
+    }
+    // A leader that hears nobody asks the last one to lead: before anybody calls an election by himself.
+    net.ticks(10).await;
+    let elected = net.group(again).status();
+    assert_eq!((elected.is_leader, elected.term), (true, term + 1), "{third} has voted");
+}
+
+#[tokio::test]
 async fn a_learner_that_is_away_does_not_become_a_voter() {
     let mut net = Net::new(1);
     let leader = net.leader().await;

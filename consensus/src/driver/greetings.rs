@@ -1,7 +1,8 @@
 //! The driver's part in knowing which process speaks for a peer: asks, answers, and says that it is there.
 //!
-//! A packet without messages carries each of these. A process that has just started speaks to all members by itself: they
-//! then know it before its first vote or acknowledgement, which would not count while they ask.
+//! A packet without messages carries each of these. A process that has just started speaks to all members by itself, also
+//! once it has a leader, since followers say nothing to one another: all then know it before its first vote or
+//! acknowledgement, which would not count while they ask.
 //!
 //! Not here: who is believed (see `lives`).
 
@@ -11,7 +12,7 @@ use super::Driver;
 use crate::lives::Question;
 use crate::packet::encode;
 
-/// A replica that follows nobody speaks up until it has lived for so many ticks: longer than others doubt it ...
+/// A replica speaks up until it has lived for so many ticks: longer than others doubt it ...
 const GREETING_TICKS: u64 = 20;
 /// ... once in so many.
 const GREETING_INTERVAL: u64 = 2;
@@ -23,8 +24,7 @@ impl<R: Send + 'static> Driver<R> {
         for question in questions {
             self.ask(question);
         }
-        let is_lost = self.node.raft.leader_id == 0 && !self.is_leader();
-        if is_lost && self.now <= GREETING_TICKS && self.now.is_multiple_of(GREETING_INTERVAL) {
+        if self.now <= GREETING_TICKS && self.now.is_multiple_of(GREETING_INTERVAL) {
             let me = self.node.raft.id;
             for (raft_id, member) in &self.membership.members {
                 if *raft_id != me {

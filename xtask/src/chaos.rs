@@ -59,8 +59,11 @@ const LARGE_BYTES_MAX: u64 = 9 << 20;
 const WITNESS: &str = "x-ferrozone-witness";
 /// The Raft index at which the version that is read was written.
 const VERSION: &str = "x-ferrozone-version";
-/// Room of the one datanode and the one meta node whose disks are filled.
-const SMALL_DISK: &str = "size=1500m";
+/// Room of the one meta node whose disk is filled.
+const SMALL_META_DISK: &str = "size=1500m";
+/// Room of the one datanode whose disk is filled. What clients overwrite stays for the grace: a disk that is always nearly
+/// full would be a second fault in each round.
+const SMALL_DATANODE_DISK: &str = "size=6g";
 
 /// True if every round passed and the history is right.
 pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<bool> {
@@ -87,13 +90,17 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
     println!("{} meta nodes, {} datanodes, {} gateways", shape.metas, shape.datanodes, shape.gateways);
     let (mut passed, mut failed) = (0, 0);
     let mut strict = 0;
+    let mut strict_since = 0;
     for round in 1..=arguments.faults {
         let fault = Fault::draw(&mut dice, &rig);
         let watch = Stopwatch::start();
-        load.begin_round();
+        load.begin_round(round);
         let outcome = break_and_heal(&mut rig, &binary, &fault, &mut dice, &load);
         let is_survivable = fault.is_survivable(arguments.metas);
-        let troubles = load.end_round(is_survivable);
+        if !is_survivable {
+            strict_since = round + 1;
+        }
+        let troubles = load.end_round(strict_since);
         let judged = if is_survivable {
             strict += 1;
             "each request within 3 s"
@@ -329,11 +336,12 @@ impl SmallDisks {
 
     fn mount(rig: &Rig) -> Result<Self> {
         let mut mounted = Self(Vec::new());
-        for (name, _) in Self::nodes(rig) {
+        for (name, role) in Self::nodes(rig) {
             let data = rig.data(&name);
             std::fs::create_dir_all(&data).context("make a mount point")?;
+            let size = if role == Role::Datanode { SMALL_DATANODE_DISK } else { SMALL_META_DISK };
             let status =
-                Command::new("mount").args(["-t", "tmpfs", "-o", SMALL_DISK, "tmpfs"]).arg(&data).status()?;
+                Command::new("mount").args(["-t", "tmpfs", "-o", size, "tmpfs"]).arg(&data).status()?;
             ensure!(status.success(), "mount {}: {status}", data.display());
             mounted.0.push(data);
         }
@@ -359,13 +367,22 @@ struct Load {
     clients: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
+/// A request that failed or took too long.
+struct Trouble {
+    /// The round in which it was asked.
+    asked_in: u64,
+    what: String,
+}
+
 struct Shared {
     history: Mutex<History>,
     gateways: Vec<(String, S3Client)>,
     /// The gateway that is away by intention.
     avoided: Mutex<Option<String>>,
     /// What went wrong since the round began.
-    troubles: Mutex<Vec<String>>,
+    troubles: Mutex<Vec<Trouble>>,
+    /// Rounds begun.
+    round: AtomicU64,
     wrong: Mutex<Vec<String>>,
     is_over: AtomicBool,
     unanswered: AtomicU64,
@@ -381,6 +398,7 @@ impl Load {
             gateways: gateways?,
             avoided: Mutex::default(),
             troubles: Mutex::default(),
+            round: AtomicU64::new(0),
             wrong: Mutex::default(),
             is_over: AtomicBool::new(false),
             unanswered: AtomicU64::new(0),
@@ -401,14 +419,17 @@ impl Load {
         *lock(&self.shared.avoided) = None;
     }
 
-    fn begin_round(&self) {
+    fn begin_round(&self, round: u64) {
+        self.shared.round.store(round, Ordering::Release);
         lock(&self.shared.troubles).clear();
     }
 
-    /// Requests that must not have failed, if the fault was one to survive.
-    fn end_round(&self, is_survivable: bool) -> Vec<String> {
+    /// Requests that must not have failed: asked since the last fault that may fail requests. The end of one of those may
+    /// come a round later.
+    fn end_round(&self, strict_since: u64) -> Vec<String> {
         let troubles = std::mem::take(&mut *lock(&self.shared.troubles));
-        if is_survivable { troubles } else { Vec::new() }
+        let counts = troubles.into_iter().filter(|trouble| trouble.asked_in >= strict_since);
+        counts.map(|trouble| trouble.what).collect()
     }
 
     /// Ends the load, reads everything once more, and judges.
@@ -474,6 +495,8 @@ fn draw_ask(dice: &mut Dice, seen: &[Option<OpId>]) -> Ask {
 /// Asks a gateway, notes the answer, and whether it came in time.
 async fn perform(shared: &Shared, at: usize, ask: Ask) -> Answer {
     let id = lock(&shared.history).begin(ask.clone());
+    let asked_in = shared.round.load(Ordering::Acquire);
+    let trouble = |what| lock(&shared.troubles).push(Trouble { asked_in, what });
     let watch = Stopwatch::start();
     let (name, gateway) = &shared.gateways[at];
     let outcome = match &ask {
@@ -486,12 +509,12 @@ async fn perform(shared: &Shared, at: usize, ask: Ask) -> Answer {
     let is_avoided = lock(&shared.avoided).as_ref() == Some(name);
     let answer = outcome.unwrap_or_else(|error| {
         if !is_avoided {
-            lock(&shared.troubles).push(format!("op {id} {ask:?} of {name} after {took:?}: {error}"));
+            trouble(format!("op {id} {ask:?} of {name} after {took:?}: {error}"));
         }
         Answer::Unknown
     });
     if took > REQUEST_LIMIT && !is_avoided {
-        lock(&shared.troubles).push(format!("op {id} {ask:?} of {name} took {took:?}"));
+        trouble(format!("op {id} {ask:?} of {name} took {took:?}"));
     }
     if answer == Answer::Unknown {
         shared.unanswered.fetch_add(1, Ordering::Relaxed);

@@ -71,6 +71,16 @@ def missing(expected, printed):
     return absent
 
 
+def steps(trace):
+    """The commands of a block and when each began first: a loop's are told once."""
+    began = {}
+    for line in trace.read_text().splitlines() if trace.exists() else []:
+        _, _, rest = line.partition(" ")
+        when, _, command = rest.partition(" ")
+        began.setdefault(command, when)
+    return "".join(f"{when} {command}\n" for command, when in began.items())
+
+
 class Shell:
     """One bash for the whole manual: functions and variables of one block stand in the next."""
 
@@ -85,9 +95,12 @@ class Shell:
     def run(self, code):
         """Exit code and output of a block. Output goes to a file: servers that a block starts keep it open."""
         self.count += 1
-        script, output, status = (self.directory / f".block{self.count}{end}" for end in ("", ".out", ".status"))
+        script, output, status, trace = (
+            self.directory / f".block{self.count}{end}" for end in ("", ".out", ".status", ".trace")
+        )
         # Every command counts, not the last alone; but not in a shell of its own, where functions would be lost.
-        script.write_text("trap 'failed=$?' ERR\nfailed=0\n" + code + "\ntrap - ERR\n")
+        tracing = f"exec 9> {trace}\nBASH_XTRACEFD=9\nPS4='+ $EPOCHREALTIME '\nset -x\n"
+        script.write_text(f"trap 'failed=$?' ERR\nfailed=0\n{tracing}{code}\nset +x\ntrap - ERR\n")
         self.process.stdin.write(f". {script} > {output} 2>&1; echo $failed > {status}.new; mv {status}.new {status}\n")
         self.process.stdin.flush()
         end = time.monotonic() + BLOCK_DEADLINE_S
@@ -96,7 +109,7 @@ class Shell:
                 # What the manual's `well` was waiting for.
                 waited_for = self.directory / "status"
                 state = waited_for.read_text() if waited_for.exists() else ""
-                return -1, f"{output.read_text()}\n(it did not end; the last status was)\n{state}"
+                return -1, f"{output.read_text()}\n(it did not end; the last status was)\n{state}{steps(trace)}"
             time.sleep(0.02)
         return int(status.read_text()), output.read_text()
 

@@ -230,10 +230,13 @@ fn break_and_heal(rig: &mut Rig, binary: &Path, fault: &Fault, dice: &mut Dice, 
                 ["strace", "-f", "--seccomp-bpf", "-qq", "-o", &to, "-e", "trace=fdatasync", "-e", &inject];
             rig.start_under(name, &wrapper)?;
             let failed = || has_failed(&trace);
-            wait_until_every(LOOK_INTERVAL, "an fdatasync that fails", SYNC_FAILS_WITHIN, failed)?;
-            std::thread::sleep(hold);
+            let seen = wait_until_every(LOOK_INTERVAL, "an fdatasync that fails", SYNC_FAILS_WITHIN, failed);
+            if seen.is_ok() {
+                std::thread::sleep(hold);
+            }
             // strace's own end would leave its child: end both.
             rig.kill_traced(name)?;
+            seen?;
             rig.start(name)?;
             rig.wait_ready(name, READY_AGAIN)?;
         }

@@ -101,15 +101,18 @@ class Shell:
         # Every command counts, not the last alone; but not in a shell of its own, where functions would be lost.
         tracing = f"exec 9> {trace}\nBASH_XTRACEFD=9\nPS4='+ $EPOCHREALTIME '\nset -x\n"
         script.write_text(f"trap 'failed=$?' ERR\nfailed=0\n{tracing}{code}\nset +x\ntrap - ERR\n")
+        # What the manual's `well` waits for.
+        waited_for = self.directory / "status"
+        waited_for.unlink(missing_ok=True)
         self.process.stdin.write(f". {script} > {output} 2>&1; echo $failed > {status}.new; mv {status}.new {status}\n")
         self.process.stdin.flush()
         end = time.monotonic() + BLOCK_DEADLINE_S
         while not status.exists():
-            if time.monotonic() > end or self.process.poll() is not None:
-                # What the manual's `well` was waiting for.
-                waited_for = self.directory / "status"
+            has_died = self.process.poll() is not None
+            if has_died or time.monotonic() > end:
                 state = waited_for.read_text() if waited_for.exists() else ""
-                return -1, f"{output.read_text()}\n(it did not end; the last status was)\n{state}{steps(trace)}"
+                why = "the shell ended" if has_died else "it did not end"
+                return -1, f"{output.read_text()}\n({why})\n{state}{steps(trace)}"
             time.sleep(0.02)
         return int(status.read_text()), output.read_text()
 

@@ -131,7 +131,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &ChaosArguments) -> Result<b
     for what in wrong.iter().take(20) {
         println!("violation: {what}");
     }
-    failed += wrong.len() as u64;
+    let late = load.end_round(strict_since);
+    for what in &late {
+        println!("after the last round: {what}");
+    }
+    failed += (wrong.len() + late.len()) as u64;
     passed += u64::from(wrong.is_empty());
     println!("{strict} rounds were judged by each request's outcome and 3 s, all by the history");
     println!("{operations} operations, {unanswered} without an answer, {} violations", wrong.len());
@@ -425,7 +429,6 @@ impl Load {
 
     fn begin_round(&self, round: u64) {
         self.shared.round.store(round, Ordering::Release);
-        lock(&self.shared.troubles).clear();
     }
 
     /// Requests that must not have failed: asked since the last fault that may fail requests. The end of one of those may

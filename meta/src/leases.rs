@@ -124,7 +124,10 @@ impl LeaderMemory {
         let mut heard = self.heard.lock();
         let in_state: BTreeSet<SessionId> = sessions.iter().copied().collect();
         heard.retain(|session, _| in_state.contains(session));
-        let is_silent = |session: &SessionId| now_ms - *heard.entry(*session).or_insert(now_ms) > silence_ms;
+        // One may have been heard since the clock was read: not silent, rather than silent for an age.
+        let is_silent = |session: &SessionId| {
+            now_ms.saturating_sub(*heard.entry(*session).or_insert(now_ms)) > silence_ms
+        };
         sessions.iter().copied().filter(is_silent).collect()
     }
 

@@ -33,8 +33,8 @@ pub struct ScmConfig {
     pub stale_silence_ms: u64,
     /// A datanode silent for this long is dead; its open containers are closed. 60 s.
     pub dead_silence_ms: u64,
-    /// A datanode that a writer has failed at gets no new writes for this long, though it speaks. 15 s: a disk that hangs
-    /// has mostly shown itself by then.
+    /// A datanode that a writer has failed at gets no new writes for this long, though it speaks, unless too few others are
+    /// left. 15 s: a disk that hangs has mostly shown itself by then.
     pub failed_writer_ms: u64,
     /// A container that has lost a dead node's replica and has others is copied only after this. 5 min: most nodes that
     /// die are back after a restart.

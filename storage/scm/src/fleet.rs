@@ -153,7 +153,7 @@ impl Fleet {
         true
     }
 
-    /// A writer complains of a datanode: it gets no new writes for a while.
+    /// A writer complains of a datanode: it gets no new writes for a while, unless too few others are left.
     pub(crate) fn complain(&mut self, id: DatanodeId, now_ns: u64) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.failed_ns = Some(now_ns);
@@ -215,7 +215,7 @@ impl Fleet {
         self.is_speaking(config, id, now_ns) && self.nodes.get(&id).is_some_and(|node| !has_failed(node))
     }
 
-    /// The same, but that a writer may have failed there.
+    /// As `is_writable`, but a writer may just have failed there.
     pub(crate) fn is_speaking(&self, config: &ScmConfig, id: DatanodeId, now_ns: u64) -> bool {
         let Some(node) = self.nodes.get(&id) else { return false };
         self.liveness(config, id, now_ns) == Liveness::Live && node.clock_off < CLOCK_OFF_MIN

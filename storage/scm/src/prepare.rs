@@ -221,7 +221,7 @@ impl<R: Rows> Scene<'_, R> {
         self.in_service(|id| self.fleet.is_writable(self.config, id, self.now_ns))
     }
 
-    /// Those and the ones that a writer has failed at but that speak.
+    /// The candidates, and datanodes that speak though a writer has just failed there.
     fn speaking(&self) -> Vec<Candidate> {
         self.in_service(|id| self.fleet.is_speaking(self.config, id, self.now_ns))
     }

@@ -587,16 +587,21 @@ impl CopyFile {
     fn install(mut self, end: u64) -> Result<(), BlockError> {
         let (id, node, disk) = (self.id(), self.node.clone(), self.disk.clone());
         let failed = |error| disk.io_failed("name a copy", error);
-        {
+        let named = {
             let _creating = node.creating.lock();
             node.copies.check(id)?;
             if let Some(older) = node.older_than(id, self.header.generation)? {
                 node.drop_replica(&older)?;
             }
+            let lost = node.lost.lock().get(&id).map(|lost| lost.generation);
+            if let Some(older) = lost.filter(|lost| *lost < self.header.generation) {
+                // Its file may lie on another disk, where nobody would look for it after this.
+                node.drop_lost(id, older)?;
+            }
             disk.io.rename(&copy_name(id), &file_name(id)).map_err(failed)?;
             self.is_named = true;
-            disk.io.sync_names().map_err(failed)?;
-        }
+            disk.io.sync_names().map_err(failed)
+        };
         wire::failpoint::hit("datanode_copy_named");
         // Rows may take seconds, and other containers need not wait: nobody makes or drops one of this id while its copy
         // counts as under way.
@@ -613,8 +618,9 @@ impl CopyFile {
         let extents = std::mem::take(&mut self.extents);
         let container =
             Arc::new(Container::new(self.header, self.layout, disk.clone(), self.file.clone(), state));
-        if let Err(error) = enter(&container, &extents) {
-            // The file is whole and named, and the next start reads it. Until then nobody may write one beside it.
+        if let Err(error) = named.and_then(|()| enter(&container, &extents)) {
+            // The file is whole and named, and the next start reads it. Until then nobody may write one beside it. SCM hears
+            // that it is lost, and has it dropped.
             let mut report = container.report();
             (report.condition, report.is_unhealthy) = (ReplicaCondition::Lost, true);
             node.lost.lock().insert(id, report);

@@ -9,15 +9,18 @@
 //! * An extent is punched only if its header names the block, or is gone already.
 //! * A repeat of a deletion transaction changes nothing.
 
+use std::io;
 use std::sync::Arc;
 
+use platform::disk::OpenMode;
 use wire::clock::UnixMs;
-use wire::ids::LocalId;
+use wire::ids::{ContainerId, Generation, LocalId};
 
 use crate::container::{Container, file_name};
+use crate::disk::Disk;
 use crate::error::BlockError;
 use crate::extent::{PAGE_BYTES, encode_seal};
-use crate::index::{Extent, IndexBatch};
+use crate::index::{Extent, IndexBatch, IndexError};
 use crate::metrics;
 
 /// A deletion on its way into the index.
@@ -219,15 +222,44 @@ pub(crate) fn drop_replica(container: &Arc<Container>, now_ms: UnixMs) -> Result
     disk.check(container.id())?;
     container.state.lock().is_dropped = true;
     disk.drop_replica(container.id(), container.header.generation, now_ms)?;
-    remove_file(container)?;
+    remove_file(disk, container.id())?;
     tracing::info!(container = %container.id(), "container replica dropped");
     Ok(())
 }
 
-fn remove_file(container: &Container) -> Result<(), BlockError> {
-    let disk = &container.disk;
+/// The same for what a disk has of a replica that is not in service: its rows, its file, or one without the other.
+pub(crate) fn drop_leftovers(
+    disk: &Disk,
+    id: ContainerId,
+    generation: Generation,
+    now_ms: UnixMs,
+) -> Result<(), BlockError> {
+    disk.check(id)?;
+    let has_file = match disk.io.open(&file_name(id), OpenMode::Existing) {
+        Ok(_) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(disk.io_failed("look for a container", error)),
+    };
+    let row = disk.index.container(id);
+    // A row that is damaged is there too.
+    let has_row = match row {
+        Ok(row) => row.is_some(),
+        Err(IndexError::Corrupt(_)) => true,
+        Err(error) => return Err(BlockError::Index(error.to_string())),
+    };
+    if has_file || has_row {
+        disk.drop_replica(id, generation, now_ms)?;
+    }
+    if has_file {
+        remove_file(disk, id)?;
+        tracing::info!(container = %id, "the file of a lost replica dropped");
+    }
+    Ok(())
+}
+
+fn remove_file(disk: &Disk, id: ContainerId) -> Result<(), BlockError> {
     disk.io
-        .remove(&file_name(container.id()))
+        .remove(&file_name(id))
         .and_then(|()| disk.io.sync_names())
         .map_err(|error| disk.io_failed("remove a container", error))
 }

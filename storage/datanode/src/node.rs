@@ -353,13 +353,11 @@ impl Node {
         Ok(())
     }
 
-    /// Drops what is left of a lost replica in the indexes. Under `creating`.
+    /// Drops what is left of a lost replica: rows without a file, a file that cannot be read or was never entered into the
+    /// index, or both. Under `creating`; no replica of this id may be in service.
     pub(crate) fn drop_lost(&self, id: ContainerId, generation: Generation) -> Result<(), BlockError> {
         for disk in self.disks.iter().filter(|disk| !disk.is_failed()) {
-            let row = disk.index.container(id);
-            if row.map_err(|error| BlockError::Index(error.to_string()))?.is_some() {
-                disk.drop_replica(id, generation, wire::clock::now_ms())?;
-            }
+            deletion::drop_leftovers(disk, id, generation, wire::clock::now_ms())?;
         }
         self.lost.lock().remove(&id);
         self.bury(id, generation);

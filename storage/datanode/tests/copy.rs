@@ -102,6 +102,12 @@ async fn fails(target: &Rig) {
     target.datanode.write_small_block(entry, run).await.expect("nothing of the copy stands in the way");
 }
 
+/// Waits until the datanode says that a replica is lost, beside whatever it says of copies.
+async fn is_lost(target: &Rig) {
+    let is_lost = |report: &ReplicaReport| report.condition == ReplicaCondition::Lost;
+    target.until(|rig| rig.datanode.report().1.iter().any(is_lost)).await;
+}
+
 fn leftovers(rig: &Rig) -> Vec<String> {
     use platform::disk::DiskIo;
     let mut names = rig.disk.list().unwrap();
@@ -460,6 +466,59 @@ fn a_full_disk_fails_the_copy_and_nothing_else() {
         condition(&target, ReplicaCondition::CopyFailed).await;
         tokio::time::sleep(std::time::Duration::from_secs(10)).await;
         copy(&target).await;
+    });
+}
+
+/// The disk is full from the moment at which the first copy has its name.
+fn full_once_named(disk: &SimulatedDisk) -> impl Fn(&'static str) + 'static {
+    let disk = disk.clone();
+    let is_first = std::cell::Cell::new(true);
+    move |step| {
+        if step == "datanode_copy_named" && is_first.replace(false) {
+            disk.set_capacity(0);
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_could_not_be_entered_into_the_index_leaves_nothing_when_it_is_dropped() {
+    let disk = SimulatedDisk::new(1 << 28);
+    simulated_with(11, full_once_named(&disk), async {
+        let (source, _) = source().await;
+        let target = target_on(disk, &service(&source)).await;
+        target.scm.command(vec![copy_command(&target, COPY, 0)]);
+        is_lost(&target).await;
+        assert_eq!(leftovers(&target), ["0000000000000001.container"], "it has its name, and no rows");
+        target.disk.set_capacity(1 << 28);
+        let mut drop = target.make_command(CONTAINER, DatanodeAction::DeleteReplica);
+        drop.generation = COPY;
+        target.scm.command(vec![drop]);
+        target.until(|rig| answers(rig).contains(&ReplicaCondition::Dropped)).await;
+        assert!(leftovers(&target).is_empty(), "{:?}", leftovers(&target));
+        assert!(!target.datanode.report().0[0].is_failed);
+        // The failed one is kept for a while, so that SCM hears of it.
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        target.scm.command(vec![copy_command(&target, Generation(3), 0)]);
+        condition(&target, ReplicaCondition::CopyVerified).await;
+    });
+}
+
+#[test]
+fn a_later_copy_takes_the_place_of_one_that_was_lost() {
+    let disk = SimulatedDisk::new(1 << 28);
+    simulated_with(12, full_once_named(&disk), async {
+        let (source, blocks) = source().await;
+        let mut target = target_on(disk, &service(&source)).await;
+        target.scm.command(vec![copy_command(&target, COPY, 0)]);
+        is_lost(&target).await;
+        target.disk.set_capacity(1 << 28);
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        target.scm.command(vec![copy_command(&target, Generation(3), 0)]);
+        condition(&target, ReplicaCondition::CopyVerified).await;
+        assert_eq!(leftovers(&target), ["0000000000000001.container"]);
+        target.restart(false).await;
+        assert_eq!(target.report_of(CONTAINER).unwrap().generation, Generation(3));
+        holds_all(&target, &blocks).await;
     });
 }
 

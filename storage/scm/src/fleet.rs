@@ -209,10 +209,13 @@ impl Fleet {
 
     /// Whether new writes may go there: it spoke a moment ago, with the right time, and no writer has just failed there.
     pub(crate) fn is_writable(&self, config: &ScmConfig, id: DatanodeId, now_ns: u64) -> bool {
-        let has_failed = |node: &Node| {
-            node.failed_ns.is_some_and(|at| now_ns.saturating_sub(at) / 1_000_000 < config.failed_writer_ms)
-        };
-        self.is_speaking(config, id, now_ns) && self.nodes.get(&id).is_some_and(|node| !has_failed(node))
+        self.is_speaking(config, id, now_ns) && self.complaint_ms(config, id, now_ns).is_none()
+    }
+
+    /// How long ago a writer complained of it, in milliseconds; None if never, or so long ago that it counts no more.
+    pub(crate) fn complaint_ms(&self, config: &ScmConfig, id: DatanodeId, now_ns: u64) -> Option<u64> {
+        let failed_ns = self.nodes.get(&id)?.failed_ns?;
+        Some(now_ns.saturating_sub(failed_ns) / 1_000_000).filter(|ago_ms| *ago_ms < config.failed_writer_ms)
     }
 
     /// As `is_writable`, but a writer may just have failed there.

@@ -82,18 +82,14 @@ impl<R: Rows> Scene<'_, R> {
     pub(crate) fn grant(&self, request: &GrantLease, seed: u64) -> Result<Grant, StoreError> {
         let open = self.open_containers(request.replication)?;
         let avoid: BTreeSet<_> = request.avoid.iter().collect();
-        let (candidates, is_shunning) = self.takers(request);
+        let takers = self.takers(request);
+        let members: BTreeSet<_> = takers.iter().map(|taker| taker.id).collect();
+        let candidates = self.roomy(&takers, request.replication).unwrap_or(takers);
         let width = replicas_wanted(request.replication).min(candidates.len());
-        let is_shunned = |row: &ContainerRow| {
-            is_shunning && row.valid().any(|replica| request.avoid_datanodes.contains(&replica.datanode))
-        };
         let fitting: Vec<ContainerId> = open
             .iter()
             .filter(|(id, row)| {
-                !avoid.contains(id)
-                    && self.takes_leases(*id, row)
-                    && !is_shunned(row)
-                    && row.valid().count() >= width
+                !avoid.contains(id) && self.takes_leases(*id, row, &members) && row.valid().count() >= width
             })
             .map(|(id, _)| *id)
             .collect();
@@ -122,26 +118,24 @@ impl<R: Rows> Scene<'_, R> {
         Ok(Grant { close, command, awaited })
     }
 
-    /// Who may hold a new container for this writer, and whether that leaves out nodes that failed it. Those are left out if
-    /// enough others are there: with room rather than nearly full, but nearly full rather than gone; and rather those that
-    /// another writer has failed at, and that still speak, than the one that has just failed this one.
-    fn takers(&self, request: &GrantLease) -> (Vec<Candidate>, bool) {
+    /// Whose containers this writer may use. Nodes that failed it are left out if enough others are there: nearly full rather
+    /// than gone, though not full; and rather those that another writer has failed at, and that still speak, than the one
+    /// that has just failed this one.
+    fn takers(&self, request: &GrantLease) -> Vec<Candidate> {
         let min = replicas_min(request.replication);
-        let with_room = |from: Vec<Candidate>| self.roomy(&from, request.replication).unwrap_or(from);
         let writable = self.candidates();
         let is_shunned = |candidate: &Candidate| request.avoid_datanodes.contains(&candidate.id);
-        let has_shunned = writable.iter().any(is_shunned);
-        if !has_shunned && writable.len() >= min {
-            return (with_room(writable), false);
+        if writable.len() >= min && !writable.iter().any(is_shunned) {
+            return writable;
         }
         let speaking = self.speaking();
         for mut others in [writable.clone(), speaking.clone()] {
-            others.retain(|candidate| !is_shunned(candidate));
+            others.retain(|candidate| !is_shunned(candidate) && candidate.available_bytes > 0);
             if others.len() >= min {
-                return (with_room(others), has_shunned);
+                return others;
             }
         }
-        (with_room(if writable.len() >= min { writable } else { speaking }), false)
+        if writable.len() >= min { writable } else { speaking }
     }
 
     /// What the reports of this term ask for in these containers.
@@ -178,13 +172,22 @@ impl<R: Rows> Scene<'_, R> {
 
     /// Whether a member of an open container is silent or has failed a writer, while others could hold a new one. Its leases
     /// end, lest every gateway finds out for itself; it stays open, so that bodies on their way may yet be degraded, and
-    /// is granted again when the member is back.
+    /// is granted again when the member is back. A complaint from before the container was opened is no reason: it was known
+    /// then, and there was nobody better (see [`Self::takers`]).
     fn is_let_down(&self, row: &ContainerRow) -> bool {
-        let lets_down = |replica: &ReplicaRow| {
+        let min = replicas_min(row.replication);
+        let age_ms = self.now_ms.saturating_sub(row.created_ms);
+        let is_silent = |replica: &ReplicaRow| {
+            // One that a new leader has not heard yet will speak, or be given up.
             self.fleet.node(replica.datanode).is_some()
-                && !self.fleet.is_writable(self.config, replica.datanode, self.now_ns)
+                && !self.fleet.is_speaking(self.config, replica.datanode, self.now_ns)
         };
-        row.valid().any(lets_down) && self.candidates().len() >= replicas_min(row.replication)
+        let has_failed = |replica: &ReplicaRow| {
+            let complaint_ms = self.fleet.complaint_ms(self.config, replica.datanode, self.now_ns);
+            complaint_ms.is_some_and(|complaint_ms| complaint_ms < age_ms)
+        };
+        (row.valid().any(is_silent) && self.speaking().len() >= min)
+            || (row.valid().any(has_failed) && self.candidates().len() >= min)
     }
 
     /// Of `held`, the leases to end; and the leases that OM names neither as held nor as ended.
@@ -245,8 +248,19 @@ impl<R: Rows> Scene<'_, R> {
         (roomy.len() >= replicas_min(replication)).then_some(roomy)
     }
 
-    /// Whether a member is full while others could take the writes. One with fewer members than it could have was opened
-    /// with that member for want of another: it stays until that may have passed.
+    /// Whether the container has fewer members than it should: it was opened when no more were to be had.
+    fn is_narrow(&self, row: &ContainerRow) -> bool {
+        row.valid().count() < replicas_wanted(row.replication)
+    }
+
+    /// Whether the want in which a narrow container was opened may have passed.
+    fn is_settled(&self, row: &ContainerRow) -> bool {
+        let wait_ms = if self.is_busy() { NARROW_BUSY_MS } else { NARROW_MS };
+        self.now_ms >= row.created_ms.saturating_add(wait_ms)
+    }
+
+    /// Whether a member is full while others could take the writes. A narrow one may have been opened with that member for
+    /// want of another: it gets its time.
     fn is_cramped(&self, row: &ContainerRow) -> bool {
         let is_full = |datanode| {
             let available = self.fleet.node(datanode).and_then(Node::available_bytes);
@@ -254,8 +268,7 @@ impl<R: Rows> Scene<'_, R> {
         };
         row.valid().any(|replica| is_full(replica.datanode))
             && self.roomy(&self.candidates(), row.replication).is_some()
-            && (row.valid().count() >= replicas_wanted(row.replication)
-                || self.now_ms >= row.created_ms.saturating_add(NARROW_MS))
+            && (!self.is_narrow(row) || self.is_settled(row))
     }
 
     fn open_containers(
@@ -272,22 +285,20 @@ impl<R: Rows> Scene<'_, R> {
         Ok(open)
     }
 
-    /// Whether a lease of this OPEN container would be of use now: ids and room left, every writer alive.
-    fn takes_leases(&self, id: ContainerId, row: &ContainerRow) -> bool {
-        let is_writable = |datanode| self.fleet.is_writable(self.config, datanode, self.now_ns);
+    /// Whether a lease of this OPEN container would be of use now: ids and room left, and no member but these datanodes.
+    fn takes_leases(&self, id: ContainerId, row: &ContainerRow, takers: &BTreeSet<DatanodeId>) -> bool {
         row.can_grant(LEASE_IDS)
-            && row.valid().all(|replica| is_writable(replica.datanode))
+            && row.valid().all(|replica| takers.contains(&replica.datanode))
             && !self.must_close(id, row)
     }
 
     fn must_close(&self, id: ContainerId, row: &ContainerRow) -> bool {
         let full_at = self.config.container_bytes_max - self.config.room_min();
         let wanted = replicas_wanted(row.replication);
-        let is_narrow = row.valid().count() < wanted
-            && self.now_ms >= row.created_ms.saturating_add(NARROW_MS)
-            && self.roomy(&self.candidates(), row.replication).is_some_and(|roomy| roomy.len() >= wanted)
-            && (self.now_ms >= row.created_ms.saturating_add(NARROW_BUSY_MS) || !self.is_busy());
-        is_narrow
+        let gives_way = self.is_narrow(row)
+            && self.is_settled(row)
+            && self.roomy(&self.candidates(), row.replication).is_some_and(|roomy| roomy.len() >= wanted);
+        gives_way
             || self.is_cramped(row)
             || !row.can_grant(LEASE_IDS)
             || row.valid().any(|replica| {

@@ -315,7 +315,59 @@ async fn what_is_nearly_full_or_has_failed_others_takes_writes_rather_than_what_
     };
     assert_eq!(call_scm(&*cluster.scm, degrade).await.unwrap(), Degraded::Accepted);
     assert_eq!(members_of(&cluster.grant(Replication::Three, 4, &[]).await.unwrap()), [1, 2]);
-    assert_eq!(members_of(&around(5, 2).await), [1, 3]);
+    let last_resort = around(5, 2).await;
+    assert_eq!(members_of(&last_resort), [1, 3]);
+    // What was known of 3 when that was opened ends no lease of it, and opens no other container.
+    cluster.clock.advance_ms(1000);
+    for number in 1..=3 {
+        cluster.heartbeat(number, if number == 3 { 1 } else { 2 }, vec![]).await;
+    }
+    assert_eq!(ends(&last_resort).await, []);
+    assert_eq!(around(6, 2).await.container, last_resort.container);
+    cluster.scm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_full_datanode_is_no_better_than_one_that_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::open(dir.path()).await;
+    let mut full = registration(CLUSTER, 1, 1);
+    full.disks[0].available_bytes = 0;
+    call_scm(&*cluster.scm, full).await.unwrap();
+    for number in 2..=3 {
+        cluster.register(number, 1).await;
+    }
+    let avoid_datanodes = vec![DatanodeId(Uuid::from_u128(2))];
+    let grant =
+        GrantLease { replication: Replication::Three, request: 1, avoid: Vec::new(), avoid_datanodes };
+    assert_eq!(members_of(&call_scm(&*cluster.scm, grant).await.unwrap()), [2, 3]);
+    cluster.scm.shutdown().await;
+}
+
+#[tokio::test]
+async fn leases_on_a_silent_datanode_end_though_the_third_was_complained_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::open(dir.path()).await;
+    for number in 1..=3 {
+        cluster.register(number, 1).await;
+    }
+    let lease = cluster.grant(Replication::Three, 1, &[]).await.unwrap();
+    let other = cluster.grant(Replication::Three, 2, &[lease.container.0]).await.unwrap();
+    let degrade = DegradeContainer {
+        container: other.container,
+        generation: Generation(1),
+        acknowledged: [1, 2].map(|number| DatanodeId(Uuid::from_u128(number))).to_vec(),
+        failed: vec![DatanodeId(Uuid::from_u128(3))],
+    };
+    assert_eq!(call_scm(&*cluster.scm, degrade).await.unwrap(), Degraded::Accepted);
+    cluster.clock.advance_ms(5000);
+    for number in [1, 3] {
+        cluster.heartbeat(number, 1, vec![]).await;
+    }
+    let held = vec![lease.id];
+    let end = call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end;
+    assert_eq!(end, [lease.id], "2 is silent, and 1 and 3 could hold a new container");
+    assert_eq!(members_of(&cluster.grant(Replication::Three, 3, &[]).await.unwrap()), [1, 3]);
     cluster.scm.shutdown().await;
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Leader {
     pub(crate) granting: tokio::sync::Mutex<()>,
     /// One look at the reports at a time: two at once would propose the same.
     attending: tokio::sync::Mutex<()>,
+    /// One change of what is wanted of a datanode at a time: a step that follows from one wish must not undo the next.
+    pub(crate) wishing: tokio::sync::Mutex<()>,
     /// One key at a time.
     rotating: tokio::sync::Mutex<()>,
     pass: Mutex<Pass>,
@@ -66,6 +68,7 @@ impl Leader {
             fleet: Mutex::new(Fleet::new(now_ns)),
             granting: tokio::sync::Mutex::default(),
             attending: tokio::sync::Mutex::default(),
+            wishing: tokio::sync::Mutex::default(),
             rotating: tokio::sync::Mutex::default(),
             pass: Mutex::default(),
         }
@@ -186,6 +189,7 @@ impl Scm {
     async fn conclude_pass(&self, leader: &Leader) -> Result<(), Failure> {
         let Some(findings) = leader.findings() else { return Ok(()) };
         metrics::repair(&findings);
+        let _no_wish_meanwhile = leader.wishing.lock().await;
         let view = self.view()?;
         let seed = wire::random::u64();
         let commands = self.decide(leader, &view, |scene| {

@@ -116,6 +116,7 @@ impl Scm {
         maintenance_until_ms: Option<u64>,
     ) -> Result<(), Failure> {
         let takes_out = operational != OperationalState::InService && !request.force;
+        let _no_step_meanwhile = leader.wishing.lock().await;
         for _ in 0..WISH_ATTEMPTS {
             let others = self.check_wish(leader, request).await?;
             let command = command::SetDatanode {

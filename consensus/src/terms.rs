@@ -61,7 +61,7 @@ impl Follower {
         F: Future<Output = ()> + Send + 'static,
     {
         let terms = Terms { leadership, stop: self.stop.subscribe() };
-        *self.task.lock() = Some(platform::task::spawn(follow(terms)));
+        *self.task.lock() = Some(platform::task::spawn_vital(follow(terms)));
     }
 
     /// Ends the task and waits for its end.

@@ -157,9 +157,9 @@ impl Datanode {
     /// once, inside a runtime.
     pub fn start(&self, scm: Arc<dyn ScmService>, datanodes: Arc<Datanodes>) {
         let (commands, queue) = heartbeat::commands();
-        let report = task::spawn(heartbeat::report_loop(self.node.clone(), scm, commands));
-        let obey = task::spawn(heartbeat::command_loop(self.node.clone(), datanodes, queue));
-        let keep = task::spawn(heartbeat::housekeeping_loop(self.node.clone()));
+        let report = task::spawn_vital(heartbeat::report_loop(self.node.clone(), scm, commands));
+        let obey = task::spawn_vital(heartbeat::command_loop(self.node.clone(), datanodes, queue));
+        let keep = task::spawn_vital(heartbeat::housekeeping_loop(self.node.clone()));
         self.node.tasks.lock().extend([report, obey, keep]);
     }
 

@@ -180,6 +180,14 @@ impl Fleet {
         self.nodes.get(&id)?.replicas.get(&(container, generation))
     }
 
+    /// Whether the datanode, by its reports in this term, still has something of the container up to this generation: a
+    /// replica, a copy under way or failed, or what is left of a lost one.
+    pub(crate) fn has_up_to(&self, id: DatanodeId, container: ContainerId, generation: Generation) -> bool {
+        let Some(node) = self.nodes.get(&id) else { return false };
+        let mut lives = node.replicas.range((container, Generation(0))..=(container, generation));
+        lives.any(|(_, report)| report.condition != ReplicaCondition::Dropped)
+    }
+
     /// The datanode is forgotten.
     pub(crate) fn remove(&mut self, id: DatanodeId) {
         self.nodes.remove(&id);
@@ -289,9 +297,12 @@ impl Node {
 
     fn take(&mut self, report: ReplicaReport) {
         let (container, generation) = (report.container, report.generation);
-        let is_here = matches!(report.condition, ReplicaCondition::Whole | ReplicaCondition::CopyVerified);
-        if is_here {
-            // A verified copy takes the place of what was there before.
+        let is_alone = matches!(
+            report.condition,
+            ReplicaCondition::Whole | ReplicaCondition::CopyVerified | ReplicaCondition::Dropped
+        );
+        if is_alone {
+            // A verified copy takes the place of what was there before, and a drop takes all up to its generation.
             let older = self.replicas.range((container, Generation(0))..(container, generation));
             let older: Vec<Life> = older.map(|(life, _)| *life).collect();
             for life in older {

@@ -120,7 +120,7 @@ impl<R: Rows> Scene<'_, R> {
             let report = self.fleet.report(datanode, *id, replica.generation);
             match replica.state {
                 ReplicaState::Deleting => {
-                    let is_there = report.is_some_and(|report| report.condition != ReplicaCondition::Dropped);
+                    let is_there = self.fleet.has_up_to(datanode, *id, replica.generation);
                     if is_there && self.may_order(datanode, life, OrderKind::Drop, orders) {
                         orders.push(*id, replica, voice.term, DatanodeAction::DeleteReplica);
                     }

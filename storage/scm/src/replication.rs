@@ -478,17 +478,15 @@ impl<R: Rows> Scene<'_, R> {
         dropped
     }
 
-    /// DELETING replicas that their nodes report as dropped, or did not report at all; and those of forgotten nodes, which
-    /// will not say. Should such a node return, what it reports is none of the container's and goes.
+    /// DELETING replicas of which their nodes have nothing, by their reports; and those of forgotten nodes, which will not
+    /// say. Should such a node return, what it reports is none of the container's and goes. A copy that never began counts
+    /// as there while the node has what the copy was to replace: nobody else asks for that.
     fn forget_dropped(&self, id: ContainerId, row: &ContainerRow) -> Option<Command> {
         let is_gone = |replica: &&ReplicaRow| {
             replica.state == ReplicaState::Deleting
                 && (self.is_forgotten(replica.datanode)
                     || self.fleet.node(replica.datanode).is_some()
-                        && self
-                            .fleet
-                            .report(replica.datanode, id, replica.generation)
-                            .is_none_or(|report| report.condition == ReplicaCondition::Dropped))
+                        && !self.fleet.has_up_to(replica.datanode, id, replica.generation))
         };
         let replicas: Vec<_> = row.replicas.iter().filter(is_gone).map(ReplicaRow::life).collect();
         (!replicas.is_empty())

@@ -39,16 +39,14 @@ pub(crate) async fn get(operators: &Operators, _call: &Call) -> Answer {
     let repair = patient(operators.scm(GetRepair {}));
     let ((om_group, scm_group), om, scm, datanodes, repair) =
         join!(join(om_group, scm_group), om, scm, datanodes, repair);
-    let mut problems = Vec::new();
-    // One word for each service, not one for each of its calls.
-    for (name, error) in [
-        ("om", om_group.as_ref().err().or(om.as_ref().err())),
-        ("scm", scm.as_ref().err().or(datanodes.as_ref().err())),
-    ] {
-        if let Some(error) = error {
-            problems.push(silent(name, error));
-        }
-    }
+    let problems = silences(&[
+        ("om", om_group.as_ref().err()),
+        ("om", om.as_ref().err()),
+        ("scm", scm_group.as_ref().err()),
+        ("scm", scm.as_ref().err()),
+        ("scm", datanodes.as_ref().err()),
+        ("scm", repair.as_ref().err()),
+    ]);
     let status = ClusterStatus {
         problems,
         om_group: om_group.ok(),
@@ -66,6 +64,21 @@ async fn patient<T>(call: impl Future<Output = Result<T, ApiError>>) -> Result<T
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
     }
+}
+
+/// A problem for each service of which any call had no answer: one word for a service, not one for each of its calls.
+fn silences(calls: &[(&str, Option<&String>)]) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = Vec::new();
+    let mut named: Vec<&str> = Vec::new();
+    for (service, error) in calls {
+        if let Some(error) = error
+            && !named.contains(service)
+        {
+            named.push(service);
+            problems.push(silent(service, error));
+        }
+    }
+    problems
 }
 
 fn silent(service: &str, error: &str) -> Problem {
@@ -232,6 +245,21 @@ mod tests {
     use wire::operator::OmOverview;
 
     use super::*;
+
+    #[test]
+    fn any_call_without_an_answer_is_a_problem_of_its_service() {
+        let late = "no answer within 5 s".to_owned();
+        let whats = |calls: &[(&str, Option<&String>)]| -> Vec<String> {
+            silences(calls).into_iter().map(|problem| problem.what).collect()
+        };
+        assert_eq!(whats(&[("om", None), ("scm", None), ("scm", None)]), [""; 0]);
+        assert_eq!(
+            whats(&[("om", None), ("scm", None), ("scm", Some(&late))]),
+            ["scm does not answer: no answer within 5 s"]
+        );
+        let all = [("om", Some(&late)), ("scm", Some(&late)), ("scm", Some(&late))];
+        assert_eq!(whats(&all).len(), 2, "one word for each service");
+    }
 
     #[test]
     fn deletion_is_late_only_beyond_its_grace() {

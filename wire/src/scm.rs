@@ -251,12 +251,15 @@ pub struct DiskReport {
     pub is_failed: bool,
 }
 
+/// What a datanode reports as the life of a replica of which it can read nothing, not even that. Real ones begin at 1.
+pub const GENERATION_UNKNOWN: Generation = Generation(0);
+
 /// A replica as a datanode sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaReport {
     /// The container.
     pub container: ContainerId,
-    /// Which life.
+    /// Which life; [`GENERATION_UNKNOWN`] if it cannot be read.
     pub generation: Generation,
     /// Its replication type.
     pub replication: Replication,

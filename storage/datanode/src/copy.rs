@@ -595,8 +595,11 @@ impl CopyFile {
             }
             let lost = node.lost.lock().get(&id).map(|lost| lost.generation);
             if let Some(older) = lost.filter(|lost| *lost < self.header.generation) {
-                // Its file may lie on another disk, where nobody would look for it after this.
-                node.drop_lost(id, older)?;
+                // Its file may lie on another disk, where nobody would look for it before the next start. A disk that is
+                // full or ill must not cost this copy.
+                if let Err(error) = node.drop_lost(id, older) {
+                    tracing::warn!(container = %id, %error, "what is left of a lost replica stays until the next start");
+                }
             }
             disk.io.rename(&copy_name(id), &file_name(id)).map_err(failed)?;
             self.is_named = true;

@@ -238,7 +238,8 @@ pub(crate) fn drop_leftovers(
     let has_file = match disk.io.open(&file_name(id), OpenMode::Existing) {
         Ok(_) => true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        Err(error) => return Err(disk.io_failed("look for a container", error)),
+        // No verdict on the disk: it may be that no more files can be opened.
+        Err(error) => return Err(BlockError::from_io(error)),
     };
     let row = disk.index.container(id);
     // A row that is damaged is there too.

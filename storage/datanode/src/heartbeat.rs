@@ -352,6 +352,8 @@ fn take_order(node: &Node, order: &Order) -> bool {
             node.answer(id, generation, ReplicaCondition::Dropped);
             false
         }
+        // This very copy, perhaps, named and not entered: its report says so, and it must not be there twice.
+        _ if node.lost.lock().get(&id).is_some_and(|lost| lost.generation >= generation) => false,
         _ => node.copies.take(order, wire::clock::steady_ns()) == Taken::Begin,
     }
 }

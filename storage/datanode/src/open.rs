@@ -20,7 +20,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use wire::block::Replication;
 use wire::ids::{ContainerId, DatanodeId, Generation, LocalId};
-use wire::scm::{DiskReport, ReplicaCondition, ReplicaReport};
+use wire::scm::{DiskReport, GENERATION_UNKNOWN, ReplicaCondition, ReplicaReport};
 
 use crate::config::DatanodeConfig;
 use crate::container::{Container, State, container_of, file_name};
@@ -359,7 +359,7 @@ fn lost_report(container: ContainerId, row: Option<&ContainerRow>, disk: &str) -
     ReplicaReport {
         container,
         // Unknown: no generation has the number 0.
-        generation: row.map_or(Generation(0), |row| row.generation),
+        generation: row.map_or(GENERATION_UNKNOWN, |row| row.generation),
         replication: row.map_or(Replication::Three, |row| row.replication),
         is_sealed: false,
         written_bytes: 0,

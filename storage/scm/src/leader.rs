@@ -162,6 +162,7 @@ impl Scm {
 
     /// The next step of the pass over all containers; after the last one, what follows from the whole.
     async fn pass_on(&self, leader: &Leader) -> Result<(), Failure> {
+        let no_wish_meanwhile = leader.wishing.lock().await;
         let view = self.view()?;
         let after = leader.pass.lock().after;
         let (commands, is_whole) = self.decide(leader, &view, |scene| {
@@ -179,6 +180,7 @@ impl Scm {
             Ok((commands, is_whole))
         })?;
         drop(view);
+        drop(no_wish_meanwhile);
         self.propose_all(commands).await?;
         if is_whole {
             self.conclude_pass(leader).await?;
@@ -187,9 +189,10 @@ impl Scm {
     }
 
     async fn conclude_pass(&self, leader: &Leader) -> Result<(), Failure> {
+        // Before the findings: those of a former wish are gone by then.
+        let _no_wish_meanwhile = leader.wishing.lock().await;
         let Some(findings) = leader.findings() else { return Ok(()) };
         metrics::repair(&findings);
-        let _no_wish_meanwhile = leader.wishing.lock().await;
         let view = self.view()?;
         let seed = wire::random::u64();
         let commands = self.decide(leader, &view, |scene| {

@@ -81,10 +81,13 @@ impl Scm {
                 return self.forget_datanode(leader, id).await;
             }
         };
-        leader.begin_pass_anew();
-        self.propose_wish(leader, &request, operational, maintenance_until_ms).await?;
-        // A pass that was under way has counted by the former wish.
-        leader.begin_pass_anew();
+        {
+            let _no_step_meanwhile = leader.wishing.lock().await;
+            let proposed = self.propose_wish(leader, &request, operational, maintenance_until_ms).await;
+            // A pass that was under way has counted by the former wish. Also if it is not known whether this one was logged.
+            leader.begin_pass_anew();
+            proposed?;
+        }
         tracing::info!(datanode = %id, ?operational, is_forced = request.force, "an operator's wish for a datanode");
         self.attend(leader, None).await
     }
@@ -116,7 +119,6 @@ impl Scm {
         maintenance_until_ms: Option<u64>,
     ) -> Result<(), Failure> {
         let takes_out = operational != OperationalState::InService && !request.force;
-        let _no_step_meanwhile = leader.wishing.lock().await;
         for _ in 0..WISH_ATTEMPTS {
             let others = self.check_wish(leader, request).await?;
             let command = command::SetDatanode {

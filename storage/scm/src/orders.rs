@@ -17,7 +17,7 @@ use consensus::{Rows, StoreError};
 use wire::block::{BlockClaim, BlockOperation, BlockToken, TokenKey};
 use wire::ids::{ContainerId, DatanodeId, LocalId, SessionId};
 use wire::limits::{BLOCK_TOKEN_LIFE_MS, LEASE_IDS};
-use wire::scm::{ContainerState, DatanodeAction, DatanodeCommand, ReplicaCondition};
+use wire::scm::{ContainerState, DatanodeAction, DatanodeCommand, GENERATION_UNKNOWN, ReplicaCondition};
 
 use crate::fleet::{Fleet, Life, OrderKind};
 use crate::prepare::Scene;
@@ -222,6 +222,11 @@ impl<R: Rows> Scene<'_, R> {
             }
             if is_replaced_later {
                 // Kept until its successor is verified; looked at again with the successor's report.
+                orders.cleared.push(life);
+                continue;
+            }
+            if generation == GENERATION_UNKNOWN && row.state != ContainerState::Deleted {
+                // A file that cannot be read now. It may be the last replica, and readable after the next start.
                 orders.cleared.push(life);
                 continue;
             }

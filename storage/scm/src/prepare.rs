@@ -83,8 +83,8 @@ impl<R: Rows> Scene<'_, R> {
         let open = self.open_containers(request.replication)?;
         let avoid: BTreeSet<_> = request.avoid.iter().collect();
         let takers = self.takers(request);
-        let members: BTreeSet<_> = takers.iter().map(|taker| taker.id).collect();
         let candidates = self.roomy(&takers, request.replication).unwrap_or(takers);
+        let members: BTreeSet<_> = candidates.iter().map(|candidate| candidate.id).collect();
         let width = replicas_wanted(request.replication).min(candidates.len());
         let fitting: Vec<ContainerId> = open
             .iter()
@@ -248,19 +248,14 @@ impl<R: Rows> Scene<'_, R> {
         (roomy.len() >= replicas_min(replication)).then_some(roomy)
     }
 
-    /// Whether the container has fewer members than it should: it was opened when no more were to be had.
-    fn is_narrow(&self, row: &ContainerRow) -> bool {
-        row.valid().count() < replicas_wanted(row.replication)
-    }
-
-    /// Whether the want in which a narrow container was opened may have passed.
+    /// Whether the want in which a container was opened may have passed.
     fn is_settled(&self, row: &ContainerRow) -> bool {
         let wait_ms = if self.is_busy() { NARROW_BUSY_MS } else { NARROW_MS };
         self.now_ms >= row.created_ms.saturating_add(wait_ms)
     }
 
-    /// Whether a member is full while others could take the writes. A narrow one may have been opened with that member for
-    /// want of another: it gets its time.
+    /// Whether a member is full while others could take the writes. It may have been opened with that member because the
+    /// others had failed its writer: it gets its time.
     fn is_cramped(&self, row: &ContainerRow) -> bool {
         let is_full = |datanode| {
             let available = self.fleet.node(datanode).and_then(Node::available_bytes);
@@ -268,7 +263,7 @@ impl<R: Rows> Scene<'_, R> {
         };
         row.valid().any(|replica| is_full(replica.datanode))
             && self.roomy(&self.candidates(), row.replication).is_some()
-            && (!self.is_narrow(row) || self.is_settled(row))
+            && self.is_settled(row)
     }
 
     fn open_containers(
@@ -295,7 +290,8 @@ impl<R: Rows> Scene<'_, R> {
     fn must_close(&self, id: ContainerId, row: &ContainerRow) -> bool {
         let full_at = self.config.container_bytes_max - self.config.room_min();
         let wanted = replicas_wanted(row.replication);
-        let gives_way = self.is_narrow(row)
+        let is_narrow = row.valid().count() < wanted;
+        let gives_way = is_narrow
             && self.is_settled(row)
             && self.roomy(&self.candidates(), row.replication).is_some_and(|roomy| roomy.len() >= wanted);
         gives_way

@@ -10,8 +10,8 @@ use wire::operator::{
     LivenessInfo, OperationalInfo, RaiseReplication, SetDatanode,
 };
 use wire::scm::{
-    ContainerState, DegradeContainer, Degraded, ListRetirable, LogDeletions, RegisterDatanode,
-    ReplicaCondition, ReplicaReport, RetireContainer, SyncLeases,
+    ContainerState, DatanodeAction, DegradeContainer, Degraded, GENERATION_UNKNOWN, ListRetirable,
+    LogDeletions, RegisterDatanode, ReplicaCondition, ReplicaReport, RetireContainer, SyncLeases,
 };
 use wire::status::Status;
 
@@ -378,4 +378,27 @@ async fn retired_container_is_dropped_everywhere() {
     }
     assert_eq!(fleet.held.keys().copied().collect::<Vec<_>>(), [(2, 77)]);
     scm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_dropped_only_when_its_container_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::open(dir.path()).await;
+    cluster.register(1, 1).await;
+    let lease = cluster.grant(Replication::One, 1, &[]).await.unwrap();
+    let unreadable = ReplicaReport {
+        generation: GENERATION_UNKNOWN,
+        condition: ReplicaCondition::Lost,
+        ..replica(lease.container)
+    };
+    let mut drops = Vec::new();
+    for _ in 0..3 {
+        cluster.clock.advance_ms(6000);
+        let reply = cluster.heartbeat(1, 1, vec![unreadable.clone()]).await;
+        drops.extend(
+            reply.commands.into_iter().filter(|command| command.action == DatanodeAction::DeleteReplica),
+        );
+    }
+    assert_eq!(drops, [], "it may be the last, and readable after the next start");
+    cluster.scm.shutdown().await;
 }

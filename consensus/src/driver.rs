@@ -569,7 +569,10 @@ impl<R: Send + 'static> Driver<R> {
 
     /// Takes as many waiting commands as make a batch, answering those the disk has no room for.
     fn admit_waiting(&mut self) -> (Vec<Entry>, Vec<Reply<R>>) {
-        let admission = self.room.own().max(self.quorum_room());
+        let quorum_room = self.quorum_room();
+        let admission = self.room.own().max(quorum_room);
+        // What this disk alone has no room for, another leader will take in a moment.
+        let is_for_another = self.room.own() > quorum_room && self.roomier_voter().is_some();
         let count = self.waiting.len().min(BATCH_ENTRIES_MAX);
         let (mut entries, mut replies) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let (mut bytes, mut log_bytes) = (0, 0);
@@ -588,7 +591,8 @@ impl<R: Send + 'static> Driver<R> {
             };
             if !passes || !self.node.mut_store().log_mut().admit(log_bytes + record_size, keep) {
                 self.shared.metrics.proposals_full.increment(1);
-                proposal.reply.send(Err(ProposeError::Full));
+                let refusal = if is_for_another { ProposeError::Overloaded } else { ProposeError::Full };
+                proposal.reply.send(Err(refusal));
                 continue;
             }
             bytes += proposal.command.len();

@@ -101,7 +101,13 @@ async fn a_follower_without_room_takes_no_entries_and_catches_up_later() {
 async fn a_leader_without_room_hands_over_to_one_that_has_some() {
     let voters = Voters::new();
     let full = id(&voters.net.leader().await);
+    voters.net.ticks(20).await;
     voters.fill(full);
+    let before = voters.net.group(full);
+    while before.status().is_leader {
+        let outcome = voters.set(&before, 0).await;
+        assert!(!matches!(outcome, Err(ProposeError::Full)), "others have room: {outcome:?}");
+    }
     voters
         .until(|| voters.net.groups().iter().any(|group| group.status().is_leader && id(group) != full))
         .await;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  leader    takes a command only if its own disk and those of a quorum let it pass; hands leadership over to a voter
-//!            that has more room than itself
+//!            that has more room than itself, and has its callers ask again until that one leads
 //!  follower  takes entries as far as they fit for sure, and answers for what it has; the rest comes again with the
 //!            leader's next heartbeat, until there is room
 //!  both      keep some of the log for terms and votes: without these there is no leader, so nobody who could free space
@@ -172,10 +172,21 @@ impl<R: Send + 'static> Driver<R> {
 
     /// A leader with less room than another voter asks the one that is furthest on to lead.
     pub(super) fn yield_if_full(&mut self) {
-        let own = self.room.own;
         let is_settled = self.now >= self.leads_since + LEADS_TICKS_MIN && self.now >= self.room.yields_from;
-        if !self.is_leader() || own == Admission::All || !is_settled || self.transferring.is_some() {
+        if !self.is_leader() || !is_settled || self.transferring.is_some() {
             return;
+        }
+        let Some(to) = self.roomier_voter() else { return };
+        tracing::info!(group = %self.shared.name, to, "the disk is full: a replica with more room is asked to lead");
+        self.room.yields_from = self.now + YIELD_PAUSE_TICKS;
+        self.begin_transfer(to, None);
+    }
+
+    /// The voter that is furthest on of those that have more room than this one, and could lead now.
+    pub(super) fn roomier_voter(&self) -> Option<u64> {
+        let own = self.room.own;
+        if own == Admission::All {
+            return None;
         }
         let me = self.node.raft.id;
         let voters = self.membership.conf_state.voters.iter().copied();
@@ -187,10 +198,7 @@ impl<R: Send + 'static> Driver<R> {
         let roomier = voters.filter(|id| *id != me && self.is_active(*id) && self.room.of_peer(*id) < own);
         let roomier = roomier.filter(is_near);
         let held = |id: &u64| self.node.raft.prs().get(*id).map_or(0, |progress| progress.matched);
-        let Some(to) = roomier.max_by_key(held) else { return };
-        tracing::info!(group = %self.shared.name, to, "the disk is full: a replica with more room is asked to lead");
-        self.room.yields_from = self.now + YIELD_PAUSE_TICKS;
-        self.begin_transfer(to, None);
+        roomier.max_by_key(held)
     }
 
     /// Whether an election's records fit for sure: a term with its vote, and the entry that begins it.

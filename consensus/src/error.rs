@@ -317,7 +317,8 @@ pub enum ProposeError {
         /// The raft id of the leader, where known.
         hint: Option<u64>,
     },
-    /// Too many commands are under way; this one was not taken. Try again later.
+    /// Too many commands are under way, or leadership is about to go to a replica with more room; this one was not taken.
+    /// Try again later.
     #[error("too many commands are under way")]
     Overloaded,
     /// The command is longer than the group takes.

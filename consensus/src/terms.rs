@@ -69,7 +69,7 @@ impl Follower {
         self.stop.send_replace(true);
         let task = self.task.lock().take();
         if let Some(task) = task {
-            // If it panicked, it has said so; log and state are closed in order all the same.
+            // A panic ends the process, or is the simulator's to judge; log and state are closed in order all the same.
             let _ = task.await;
         }
     }

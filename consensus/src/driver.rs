@@ -558,7 +558,11 @@ impl<R: Send + 'static> Driver<R> {
         if let Err(error) = self.node.step(message) {
             // Raft took none of them: too much is uncommitted, or leadership is being transferred.
             tracing::debug!(group = %self.shared.name, %error, "raft dropped proposals");
-            replies.into_iter().for_each(|reply| reply.send(Err(ProposeError::Overloaded)));
+            let is_yielding = self.transferring.is_some();
+            for reply in replies {
+                let refusal = if is_yielding { ProposeError::Yielding } else { ProposeError::Overloaded };
+                reply.send(Err(refusal));
+            }
             return;
         }
         let term = self.node.raft.term;
@@ -569,10 +573,7 @@ impl<R: Send + 'static> Driver<R> {
 
     /// Takes as many waiting commands as make a batch, answering those the disk has no room for.
     fn admit_waiting(&mut self) -> (Vec<Entry>, Vec<Reply<R>>) {
-        let quorum_room = self.quorum_room();
-        let admission = self.room.own().max(quorum_room);
-        // What this disk alone has no room for, another leader will take in a moment.
-        let is_for_another = self.room.own() > quorum_room && self.roomier_voter().is_some();
+        let admission = self.room.own().max(self.quorum_room());
         let count = self.waiting.len().min(BATCH_ENTRIES_MAX);
         let (mut entries, mut replies) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let (mut bytes, mut log_bytes) = (0, 0);
@@ -585,13 +586,21 @@ impl<R: Send + 'static> Driver<R> {
             }
             let proposal = self.waiting.pop_front().expect("looked at above");
             let record_size = entry_record_size(proposal.command.len());
-            let (passes, keep) = match proposal.priority {
-                Priority::Ordinary => (admission == Admission::All, self.room.log_keep),
-                Priority::Freeing => (admission != Admission::Nothing, self.room.terms_keep),
+            let (passes, keep, refuses) = match proposal.priority {
+                Priority::Ordinary => {
+                    (admission == Admission::All, self.room.log_keep, Admission::FreeingOnly)
+                }
+                Priority::Freeing => {
+                    (admission != Admission::Nothing, self.room.terms_keep, Admission::Nothing)
+                }
             };
             if !passes || !self.node.mut_store().log_mut().admit(log_bytes + record_size, keep) {
                 self.shared.metrics.proposals_full.increment(1);
-                let refusal = if is_for_another { ProposeError::Overloaded } else { ProposeError::Full };
+                // What this disk alone has no room for, another leader will take in a moment. The log may have filled
+                // since the room was looked at.
+                let own = self.room.own().max(refuses);
+                let is_for_another = self.roomier_voter(own).is_some();
+                let refusal = if is_for_another { ProposeError::Yielding } else { ProposeError::Full };
                 proposal.reply.send(Err(refusal));
                 continue;
             }

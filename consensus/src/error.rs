@@ -317,10 +317,12 @@ pub enum ProposeError {
         /// The raft id of the leader, where known.
         hint: Option<u64>,
     },
-    /// Too many commands are under way, or leadership is about to go to a replica with more room; this one was not taken.
-    /// Try again later.
+    /// Too many commands are under way; this one was not taken. Try again later.
     #[error("too many commands are under way")]
     Overloaded,
+    /// Leadership is about to go to another replica; the command was not taken. Try again in a moment.
+    #[error("another replica is about to lead")]
+    Yielding,
     /// The command is longer than the group takes.
     #[error("a command of {size} bytes is over the limit of {size_max}")]
     TooLarge {

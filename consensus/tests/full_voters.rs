@@ -106,7 +106,10 @@ async fn a_leader_without_room_hands_over_to_one_that_has_some() {
     let before = voters.net.group(full);
     while before.status().is_leader {
         let outcome = voters.set(&before, 0).await;
-        assert!(!matches!(outcome, Err(ProposeError::Full)), "others have room: {outcome:?}");
+        assert!(
+            matches!(outcome, Ok(_) | Err(ProposeError::Yielding | ProposeError::NotLeader { .. })),
+            "others have room: {outcome:?}"
+        );
     }
     voters
         .until(|| voters.net.groups().iter().any(|group| group.status().is_leader && id(group) != full))
@@ -136,6 +139,44 @@ async fn without_a_quorum_with_room_commands_are_refused_until_there_is_one() {
     voters.empty(one);
     voters.net.ticks(5).await;
     voters.set(&leader, 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_quorum_that_could_commit_leadership_stays_and_callers_hear_why() {
+    let voters = Voters::new();
+    let leader = voters.net.leader().await;
+    let follower = (1..=3).find(|raft_id| *raft_id != id(&leader)).unwrap();
+    voters.fill(follower);
+    // More rows than its reserve has room for.
+    for count in 0..600 {
+        voters.set(&leader, count).await.unwrap();
+    }
+    voters.fill(id(&leader));
+    voters.net.ticks(20).await;
+    // Commands that pass although they write, until the leader's reserve is used up too.
+    let mut count = 0;
+    loop {
+        let text = format!("set r{count} {}", "x".repeat(4000));
+        match voters.net.during(leader.propose_freeing(Bytes::from(text))).await {
+            Ok(_) => count += 1,
+            Err(ProposeError::Full) => break,
+            Err(error) => panic!("after {count}: {error}"),
+        }
+        assert!(count < 20_000, "a full disk has no room for this");
+    }
+    voters.net.ticks(100).await;
+    // The third could take entries, and nobody else could: as a leader it would answer nobody.
+    assert!(leader.status().is_leader);
+    let refused = voters.net.during(leader.propose_freeing(Bytes::from_static(b"del r0"))).await;
+    assert!(matches!(refused, Err(ProposeError::Full)), "{refused:?}");
+    for full in [follower, id(&leader)] {
+        voters.empty(full);
+    }
+    voters.agree().await;
+    // Whichever has room first may be asked to lead.
+    while let Err(error) = voters.set(&voters.net.leader().await, 0).await {
+        assert!(matches!(error, ProposeError::Yielding | ProposeError::NotLeader { .. }), "{error:?}");
+    }
 }
 
 #[tokio::test]

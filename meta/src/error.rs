@@ -20,7 +20,7 @@ pub enum OmError {
 pub(crate) fn of_propose(error: &ProposeError) -> CallError {
     let status = match error {
         ProposeError::NotLeader { .. } => Status::NotLeader,
-        ProposeError::Overloaded => Status::Retry,
+        ProposeError::Overloaded | ProposeError::Yielding => Status::Retry,
         ProposeError::TooLarge { .. } => Status::Invalid,
         ProposeError::Unknown => Status::Unknown,
         ProposeError::Full => Status::DiskFull,

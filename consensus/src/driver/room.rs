@@ -1,8 +1,9 @@
 //! The driver's part in a disk that fills up: who refuses what, and who leads then.
 //!
 //! ```text
-//!  leader    takes a command only if its own disk and those of a quorum let it pass; hands leadership over to a voter
-//!            that has more room than itself, and has its callers ask again until that one leads
+//!  leader    takes a command only if its own disk and those of a quorum let it pass; where a quorum could do without
+//!            its disk, it hands leadership over to a voter of that quorum, and has its callers ask again until that
+//!            one leads
 //!  follower  takes entries as far as they fit for sure, and answers for what it has; the rest comes again with the
 //!            leader's next heartbeat, until there is room
 //!  both      keep some of the log for terms and votes: without these there is no leader, so nobody who could free space
@@ -153,39 +154,44 @@ impl<R: Send + 'static> Driver<R> {
         }
     }
 
-    /// The most that a quorum of those who answer lets pass. Too few who answer are no matter of room.
+    /// The most that a quorum of those who answer lets pass, whichever of them leads. Too few who answer are no matter of
+    /// room.
     pub(super) fn quorum_room(&self) -> Admission {
-        if self.room.peers.values().all(|room| *room == Admission::All) {
+        let own = self.room.own;
+        if own == Admission::All && self.room.peers.values().all(|room| *room == Admission::All) {
             return Admission::All;
         }
         let prs = self.node.raft.prs();
         let me = self.node.raft.id;
         let is_quorum = |most: Admission| {
-            let answers =
-                |peer: &u64| *peer == me || (self.is_active(*peer) && self.room.of_peer(*peer) <= most);
-            let ids = prs.iter().map(|(peer, _)| *peer).filter(answers).collect();
-            prs.has_quorum(&ids)
+            let takes_part = |peer: &u64| match *peer {
+                peer if peer == me => own <= most,
+                peer => self.is_active(peer) && self.room.of_peer(peer) <= most,
+            };
+            prs.has_quorum(&prs.iter().map(|(peer, _)| *peer).filter(takes_part).collect())
         };
         let levels = [Admission::All, Admission::FreeingOnly, Admission::Nothing];
         levels.into_iter().find(|most| is_quorum(*most)).unwrap_or(Admission::All)
     }
 
-    /// A leader with less room than another voter asks the one that is furthest on to lead.
+    /// A leader with less room than a quorum without it asks one of them to lead.
     pub(super) fn yield_if_full(&mut self) {
         let is_settled = self.now >= self.leads_since + LEADS_TICKS_MIN && self.now >= self.room.yields_from;
         if !self.is_leader() || !is_settled || self.transferring.is_some() {
             return;
         }
-        let Some(to) = self.roomier_voter() else { return };
+        let Some(to) = self.roomier_voter(self.room.own) else { return };
         tracing::info!(group = %self.shared.name, to, "the disk is full: a replica with more room is asked to lead");
         self.room.yields_from = self.now + YIELD_PAUSE_TICKS;
         self.begin_transfer(to, None);
     }
 
-    /// The voter that is furthest on of those that have more room than this one, and could lead now.
-    pub(super) fn roomier_voter(&self) -> Option<u64> {
-        let own = self.room.own;
-        if own == Admission::All {
+    /// The voter that is furthest on of those that could lead now, and commit what a leader with as much room as `own`
+    /// refuses.
+    pub(super) fn roomier_voter(&self, own: Admission) -> Option<u64> {
+        // With more room than a quorum has, a leader commits no more than with as much.
+        let quorum_room = self.quorum_room();
+        if quorum_room >= own {
             return None;
         }
         let me = self.node.raft.id;
@@ -195,7 +201,8 @@ impl<R: Send + 'static> Driver<R> {
         let is_near = |id: &u64| {
             self.node.raft.prs().get(*id).is_some_and(|progress| progress.matched + YIELD_BEHIND_MAX >= last)
         };
-        let roomier = voters.filter(|id| *id != me && self.is_active(*id) && self.room.of_peer(*id) < own);
+        let roomier =
+            voters.filter(|id| *id != me && self.is_active(*id) && self.room.of_peer(*id) <= quorum_room);
         let roomier = roomier.filter(is_near);
         let held = |id: &u64| self.node.raft.prs().get(*id).map_or(0, |progress| progress.matched);
         roomier.max_by_key(held)

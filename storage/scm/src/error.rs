@@ -21,7 +21,7 @@ pub enum ScmError {
 pub(crate) fn propose_failure(error: ProposeError) -> Failure {
     let status = match &error {
         ProposeError::NotLeader { .. } => Status::NotLeader,
-        ProposeError::Overloaded => Status::Retry,
+        ProposeError::Overloaded | ProposeError::Yielding => Status::Retry,
         ProposeError::TooLarge { .. } => Status::Invalid,
         ProposeError::Unknown => Status::Unknown,
         ProposeError::Corrupt { .. } => Status::Corrupt,

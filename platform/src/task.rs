@@ -7,6 +7,7 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 
+use crate::abort::NodeAborted;
 use crate::node;
 
 /// As `tokio::spawn`; counted to the running node when simulated.
@@ -40,6 +41,17 @@ pub fn spawn_vital(future: impl Future<Output = ()> + Send + 'static) -> JoinHan
     })
 }
 
+/// What a step of a loop that must go on comes to, though the step may be wrong in itself. `None`: it panicked, which the
+/// panic hook has told.
+pub async fn outlive<T>(step: impl Future<Output = T>) -> Option<T> {
+    match AssertUnwindSafe(step).catch_unwind().await {
+        Ok(outcome) => Some(outcome),
+        // A simulated node that ends itself unwinds, and must not go on.
+        Err(panic) if panic.is::<NodeAborted>() => std::panic::resume_unwind(panic),
+        Err(_) => None,
+    }
+}
+
 /// As `tokio::task::spawn_blocking`; when simulated it runs in its turn on the one thread, so that runs repeat.
 pub fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     match node::current() {
@@ -68,6 +80,12 @@ mod tests {
         let victim = std::process::Command::new(this).args(["--exact", name]).env(VICTIM, "1").output();
         let status = victim.expect("the victim runs").status;
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(6), "{status}");
+    }
+
+    #[tokio::test]
+    async fn a_step_that_panics_is_outlived() {
+        assert_eq!(outlive(async { 1 }).await, Some(1));
+        assert_eq!(outlive(async { panic!("as it should") }).await, None::<()>);
     }
 
     #[tokio::test]

@@ -15,6 +15,9 @@
 //! a command: what the other has SCM do is either settled by a number that stands in the log (batches of deletions), or
 //! found at the next comparison (leases that SCM granted or took back).
 //!
+//! A turn that panics is a bug, and a wrong row may have brought it about: the worker says so in its status and tries
+//! again.
+//!
 //! A row that is damaged stops no worker under a sole voter: it is counted, passed over for this term, and the next one is
 //! done. A replica with peers stops instead and is rebuilt.
 //!
@@ -42,6 +45,8 @@ pub(crate) use lease_keeper::lease_around;
 
 /// A turn that failed is tried again after this, if not sooner.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// A turn that panicked is tried again after this: it may well panic again, and each time fills a page of the log.
+const PANIC_PAUSE: Duration = Duration::from_secs(10);
 /// Steps that a worker does in a row before it looks up.
 const STEPS_MAX: usize = 64;
 /// Freed blocks are counted for operators up to this number.
@@ -199,11 +204,11 @@ async fn run(om: Weak<Om>, memory: Arc<LeaderMemory>, worker: Arc<Worker>, inter
         let Some(leading) = om.upgrade() else { return };
         let mut pause = interval;
         if !worker.is_paused.load(Ordering::Relaxed) {
-            pause = match turn(&leading, &memory, &worker).await {
+            pause = match turn(worker.job.turn(&leading, &memory), &worker, interval).await {
                 // The turn ended at its limit: more is waiting.
                 Ok(done) if done >= STEPS_MAX as u64 && worker.job.has_queue() => Duration::ZERO,
                 Ok(_) => interval,
-                Err(()) => interval.min(RETRY_INTERVAL),
+                Err(retry) => retry,
             };
         }
         // A worker that sleeps keeps nobody alive.
@@ -222,8 +227,21 @@ async fn run(om: Weak<Om>, memory: Arc<LeaderMemory>, worker: Arc<Worker>, inter
     }
 }
 
-async fn turn(om: &Om, memory: &LeaderMemory, worker: &Worker) -> Result<u64, ()> {
-    let outcome = worker.job.turn(om, memory).await;
+/// Takes a turn and notes for operators what came of it. An error is the time until it is worth another.
+async fn turn(
+    turn: impl Future<Output = Result<u64, Failure>>,
+    worker: &Worker,
+    interval: Duration,
+) -> Result<u64, Duration> {
+    let (outcome, retry) = match task::outlive(turn).await {
+        Some(outcome) => (outcome, interval.min(RETRY_INTERVAL)),
+        None => {
+            let retry_s = PANIC_PAUSE.as_secs();
+            let bug =
+                format!("its turn ended in a bug, which the log tells; it tries again every {retry_s} s");
+            (Err(Failure::new(Status::Internal, bug)), PANIC_PAUSE)
+        }
+    };
     let mut status = worker.status.lock();
     status.1 = clock::now_ms();
     match outcome {
@@ -244,7 +262,26 @@ async fn turn(om: &Om, memory: &LeaderMemory, worker: &Worker) -> Result<u64, ()
                 }
             }
             status.2 = Some(error);
-            Err(())
+            Err(retry)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_that_panics_is_told_and_tried_again() {
+        let workers = Workers::new();
+        let worker = &workers.workers[0];
+        let interval = Duration::from_secs(1);
+        assert_eq!(turn(async { panic!("as it should") }, worker, interval).await, Err(PANIC_PAUSE));
+        let error = workers.status()[0].last_error.clone().expect("operators hear of it");
+        assert!(error.contains("bug"), "{error}");
+        let busy = Failure::new(Status::Retry, "busy");
+        assert_eq!(turn(async { Err(busy) }, worker, interval).await, Err(RETRY_INTERVAL));
+        assert_eq!(turn(async { Ok(3) }, worker, interval).await, Ok(3));
+        assert_eq!((workers.status()[0].done, &workers.status()[0].last_error), (3, &None));
     }
 }

@@ -30,8 +30,9 @@ use uuid::Uuid;
 use wire::group::Member;
 use wire::status::{Failure, Status};
 
+use crate::config::GroupConfig;
 use crate::error::{RestoreError, SnapshotError};
-use crate::group::{GroupConfig, create_log, open_reserve, state_config};
+use crate::group::open::{create_log, open_reserve, state_config};
 use crate::machine::StateMachine;
 use crate::peer::SnapshotStream;
 use crate::replica::Replica;

@@ -726,7 +726,7 @@ impl<R: Send + 'static> Driver<R> {
         self.node.raft.set_max_committed_size_per_ready(if is_long {
             0
         } else {
-            crate::group::READY_BYTES_MAX
+            crate::group::open::READY_BYTES_MAX
         });
     }
 

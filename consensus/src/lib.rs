@@ -8,7 +8,9 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `group` | the handle: open, propose, read, status, shut down |
+//! | `group` | the handle: propose, read, status, shut down |
+//! | `group::open` | brings state and log together at the start, starts the threads |
+//! | `config` | how a group is opened |
 //! | `machine` | what a service gives: tables and `apply` |
 //! | `store` | rows with checksums, the state hash, a store in memory for tests |
 //! | `driver` | the raft thread: batches proposals, performs each Ready in raft's order, changes membership |
@@ -38,6 +40,7 @@
 mod abort;
 mod apply;
 mod backup;
+mod config;
 mod driver;
 mod error;
 mod group;
@@ -63,10 +66,11 @@ mod terms;
 mod unsound;
 
 pub use backup::{Backup, BackupInfo, restore};
+pub use config::{COMMAND_BYTES_MAX, GroupConfig, directory};
 pub use error::{
     ChangeError, LogError, OpenError, ProposeError, ReadError, RestoreError, SnapshotError, StoreError,
 };
-pub use group::{COMMAND_BYTES_MAX, Group, GroupConfig, GroupStatus, Leadership, Priority, directory};
+pub use group::{Group, GroupStatus, Leadership, Priority};
 pub use machine::{Entry, StateMachine};
 pub use marker::Marker;
 pub use peer::{PeerEndpoint, PeerTransport, SnapshotStream};

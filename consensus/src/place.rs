@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use wire::group::Member;
 
-use crate::group::GroupConfig;
+use crate::config::GroupConfig;
 use crate::marker::Marker;
 use crate::peer::PeerTransport;
 

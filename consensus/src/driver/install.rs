@@ -11,7 +11,7 @@
 //!
 //! Invariants:
 //! * The state file is renamed, with its mark, before the log is reset; the mark goes after that. So whatever step a
-//!   crash falls on, a start finds a state and what the log has to become (see `group`).
+//!   crash falls on, a start finds a state and what the log has to become (see `group::open`).
 //! * Committed entries that were not applied are dropped: the snapshot holds them. Their proposers hear `Unknown`.
 //!
 //! Not here: receiving (see `incoming`), the file (see `state::snapshot`).

@@ -2,12 +2,17 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use bytes::Bytes;
+use platform::disk::DiskIo;
 use platform::node;
 use platform::simulated::SimulatedDisk;
 use raft::eraftpb::{ConfState, Entry as RaftEntry};
+use uuid::Uuid;
 
 use super::*;
+use crate::error::StoreError;
 use crate::machine::Entry;
+use crate::marker::Marker;
 use crate::state::put_progress;
 use crate::state::snapshot::{ReceiverSlot, SnapshotHead, SnapshotReceiver, SnapshotSource};
 use crate::store::{Rows, Table, WriteBatch};

@@ -89,7 +89,9 @@ impl<R: Rows> Scene<'_, R> {
         let fitting: Vec<ContainerId> = open
             .iter()
             .filter(|(id, row)| {
-                !avoid.contains(id) && self.takes_leases(*id, row, &members) && row.valid().count() >= width
+                // A lease that the next comparison would end is none; a container opened now knows of the complaint.
+                let is_of_use = self.takes_leases(*id, row, &members) && !self.is_let_down(row);
+                !avoid.contains(id) && is_of_use && row.valid().count() >= width
             })
             .map(|(id, _)| *id)
             .collect();

@@ -7,10 +7,7 @@ use uuid::Uuid;
 use wire::block::Replication;
 use wire::ids::{BlockId, ClusterId, ContainerId, DatanodeId, Generation, LocalId};
 use wire::limits::LEASE_IDS;
-use wire::scm::{
-    DatanodeAction, DegradeContainer, Degraded, GrantLease, Lease, LocateContainers, LogDeletions,
-    ReplicaReport, SyncLeases,
-};
+use wire::scm::{DatanodeAction, GrantLease, LocateContainers, LogDeletions, ReplicaReport, SyncLeases};
 use wire::status::Status;
 
 use crate::rig::{CLUSTER, Cluster, DAY_MS, HandClock, config, members_of, registration, replica};
@@ -160,24 +157,12 @@ async fn failed_disks_and_unhealthy_or_sealed_replicas_take_no_writes() {
 #[tokio::test]
 async fn faults_one_after_the_other_leave_a_place_to_write_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::open(dir.path()).await;
-    for number in 1..=3 {
-        cluster.register(number, 1).await;
-    }
-    let ends = async |held: &[&Lease]| {
-        let held = held.iter().map(|lease| lease.id).collect();
-        call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end
-    };
-    let around = async |request, without: u128| {
-        let avoid_datanodes = vec![DatanodeId(Uuid::from_u128(without))];
-        let (replication, avoid) = (Replication::Three, Vec::new());
-        call_scm(&*cluster.scm, GrantLease { replication, request, avoid, avoid_datanodes }).await.unwrap()
-    };
+    let cluster = Cluster::of_three(dir.path()).await;
     let wide = cluster.grant(Replication::Three, 1, &[]).await.unwrap();
-    assert_eq!(ends(&[&wide]).await, []);
+    assert_eq!(cluster.ends(&[&wide]).await, []);
 
     // Killed: a writer tells before SCM can know.
-    let without_1 = around(2, 1).await;
+    let without_1 = cluster.grant_around(2, 1).await;
     assert_eq!(members_of(&without_1), [2, 3]);
     // Silent for five seconds: nobody else need find out, and what is open stays so.
     for _ in 0..5 {
@@ -186,12 +171,12 @@ async fn faults_one_after_the_other_leave_a_place_to_write_at_once() {
             cluster.heartbeat(number, 1, vec![replica(wide.container), replica(without_1.container)]).await;
         }
     }
-    assert_eq!(ends(&[&wide, &without_1]).await, [wide.id]);
+    assert_eq!(cluster.ends(&[&wide, &without_1]).await, [wide.id]);
     assert_eq!(cluster.grant(Replication::Three, 3, &[]).await.unwrap().container, without_1.container);
 
     // Back, and at once the next one fails: a member of the only container that had been left.
     cluster.register(1, 2).await;
-    let without_2 = around(4, 2).await;
+    let without_2 = cluster.grant_around(4, 2).await;
     assert_eq!(members_of(&without_2), [1, 3]);
     // All are back: within seconds what has two members gives way to what has three.
     for _ in 0..6 {
@@ -203,7 +188,7 @@ async fn faults_one_after_the_other_leave_a_place_to_write_at_once() {
         }
     }
     cluster.heartbeat(3, 1, vec![replica(without_1.container)]).await;
-    assert_eq!(ends(&[&wide, &without_1, &without_2]).await, [without_1.id, without_2.id]);
+    assert_eq!(cluster.ends(&[&wide, &without_1, &without_2]).await, [without_1.id, without_2.id]);
     assert_eq!(cluster.grant(Replication::Three, 5, &[]).await.unwrap().container, wide.container);
     cluster.scm.shutdown().await;
 }
@@ -211,10 +196,7 @@ async fn faults_one_after_the_other_leave_a_place_to_write_at_once() {
 #[tokio::test]
 async fn narrow_containers_stay_for_a_while_when_many_are_opened() {
     let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::open(dir.path()).await;
-    for number in 1..=3 {
-        cluster.register(number, 1).await;
-    }
+    let cluster = Cluster::of_three(dir.path()).await;
     let mut opened = Vec::new();
     let mut last = None;
     for request in 1..=20 {
@@ -232,9 +214,7 @@ async fn narrow_containers_stay_for_a_while_when_many_are_opened() {
             cluster.heartbeat(number, 1, vec![]).await;
         }
         cluster.heartbeat(2, 1, vec![replica(last.container)]).await;
-        let held = vec![last.id];
-        let end = call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end;
-        assert_eq!(end, expected, "after {second} s");
+        assert_eq!(cluster.ends(&[&last]).await, expected, "after {second} s");
     }
     cluster.scm.shutdown().await;
 }
@@ -242,10 +222,7 @@ async fn narrow_containers_stay_for_a_while_when_many_are_opened() {
 #[tokio::test]
 async fn full_datanodes_take_writes_only_if_nobody_else_can() {
     let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::open(dir.path()).await;
-    for number in 1..=3 {
-        cluster.register(number, 1).await;
-    }
+    let cluster = Cluster::of_three(dir.path()).await;
     let narrowed = cluster.grant(Replication::Three, 1, &[]).await.unwrap();
     assert_eq!(narrowed.pipeline.members.len(), 3);
 
@@ -264,9 +241,7 @@ async fn full_datanodes_take_writes_only_if_nobody_else_can() {
         cluster.heartbeat(3, 1, vec![]).await;
         cluster.heartbeat(2, 1, vec![replica(narrowed.container)]).await;
     }
-    let held = vec![narrowed.id, lease.id];
-    let end = call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end;
-    assert_eq!(end, [narrowed.id]);
+    assert_eq!(cluster.ends(&[&narrowed, &lease]).await, [narrowed.id]);
 
     // Two of three full: refusing everything would be worse than trying.
     full.datanode.id = DatanodeId(Uuid::from_u128(2));
@@ -279,23 +254,11 @@ async fn full_datanodes_take_writes_only_if_nobody_else_can() {
 #[tokio::test]
 async fn what_is_nearly_full_or_has_failed_others_takes_writes_rather_than_what_has_just_failed() {
     let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::open(dir.path()).await;
-    for number in 1..=3 {
-        cluster.register(number, 1).await;
-    }
-    let ends = async |held: &Lease| {
-        let held = vec![held.id];
-        call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end
-    };
-    let around = async |request, without: u128| {
-        let avoid_datanodes = vec![DatanodeId(Uuid::from_u128(without))];
-        let (replication, avoid) = (Replication::Three, Vec::new());
-        call_scm(&*cluster.scm, GrantLease { replication, request, avoid, avoid_datanodes }).await.unwrap()
-    };
+    let cluster = Cluster::of_three(dir.path()).await;
     let mut full = registration(CLUSTER, 1, 1);
     full.disks[0].available_bytes = 1000;
     call_scm(&*cluster.scm, full.clone()).await.unwrap();
-    let beside_full = around(1, 2).await;
+    let beside_full = cluster.grant_around(1, 2).await;
     assert_eq!(members_of(&beside_full), [1, 3]);
     // Two with room are there, as far as SCM knows, but one of them has failed: the container gets its time.
     for (after_ms, expected) in [(0, vec![]), (4000, vec![]), (2000, vec![beside_full.id])] {
@@ -305,7 +268,7 @@ async fn what_is_nearly_full_or_has_failed_others_takes_writes_rather_than_what_
             cluster.heartbeat(number, 1, vec![]).await;
         }
         cluster.heartbeat(3, 1, vec![replica(beside_full.container)]).await;
-        assert_eq!(ends(&beside_full).await, expected, "{after_ms} ms later");
+        assert_eq!(cluster.ends(&[&beside_full]).await, expected, "{after_ms} ms later");
     }
 
     // 1 has room again, 3 has failed a writer, and the next one meets that 2 is gone.
@@ -313,23 +276,48 @@ async fn what_is_nearly_full_or_has_failed_others_takes_writes_rather_than_what_
     cluster.register(2, 2).await;
     let wide = cluster.grant(Replication::Three, 3, &[]).await.unwrap();
     assert_eq!(members_of(&wide), [1, 2, 3]);
-    let degrade = DegradeContainer {
-        container: wide.container,
-        generation: Generation(1),
-        acknowledged: [1, 2].map(|number| DatanodeId(Uuid::from_u128(number))).to_vec(),
-        failed: vec![DatanodeId(Uuid::from_u128(3))],
-    };
-    assert_eq!(call_scm(&*cluster.scm, degrade).await.unwrap(), Degraded::Accepted);
+    cluster.complain(&wide, 3).await;
     assert_eq!(members_of(&cluster.grant(Replication::Three, 4, &[]).await.unwrap()), [1, 2]);
-    let last_resort = around(5, 2).await;
+    let last_resort = cluster.grant_around(5, 2).await;
     assert_eq!(members_of(&last_resort), [1, 3]);
     // What was known of 3 when that was opened ends no lease of it, and opens no other container.
     cluster.clock.advance_ms(1000);
     for number in 1..=3 {
         cluster.heartbeat(number, if number == 3 { 1 } else { 2 }, vec![]).await;
     }
-    assert_eq!(ends(&last_resort).await, []);
-    assert_eq!(around(6, 2).await.container, last_resort.container);
+    assert_eq!(cluster.ends(&[&last_resort]).await, []);
+    assert_eq!(cluster.grant_around(6, 2).await.container, last_resort.container);
+    cluster.scm.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_writer_between_two_failures_gets_a_lease_that_lasts() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::of_three(dir.path()).await;
+    let old = cluster.grant_around(1, 1).await;
+    assert_eq!(members_of(&old), [2, 3]);
+    cluster.clock.advance_ms(1000);
+    let wide = cluster.grant(Replication::Three, 2, &[old.container.0]).await.unwrap();
+    assert_eq!(members_of(&wide), [1, 2, 3]);
+    let beat = async || {
+        cluster.clock.advance_ms(1000);
+        for number in 1..=3 {
+            cluster.heartbeat(number, 1, vec![]).await;
+        }
+    };
+    beat().await;
+    // Another writer has failed at 3: for most writers there are 1 and 2, so leases with 3 end.
+    cluster.complain(&wide, 3).await;
+    beat().await;
+    assert_eq!(cluster.ends(&[&old]).await, [old.id]);
+    // Whom 1 has failed has nobody but 2 and 3, and keeps what it gets.
+    let lease = cluster.grant_around(3, 1).await;
+    assert_eq!(members_of(&lease), [2, 3]);
+    for request in 4..=8 {
+        beat().await;
+        assert_eq!(cluster.ends(&[&lease]).await, []);
+        assert_eq!(cluster.grant_around(request, 1).await.container, lease.container);
+    }
     cluster.scm.shutdown().await;
 }
 
@@ -343,36 +331,26 @@ async fn a_full_datanode_is_no_better_than_one_that_failed() {
     for number in 2..=3 {
         cluster.register(number, 1).await;
     }
-    let avoid_datanodes = vec![DatanodeId(Uuid::from_u128(2))];
-    let grant =
-        GrantLease { replication: Replication::Three, request: 1, avoid: Vec::new(), avoid_datanodes };
-    assert_eq!(members_of(&call_scm(&*cluster.scm, grant).await.unwrap()), [2, 3]);
+    assert_eq!(members_of(&cluster.grant_around(1, 2).await), [2, 3]);
     cluster.scm.shutdown().await;
 }
 
 #[tokio::test]
 async fn leases_on_a_silent_datanode_end_though_the_third_was_complained_of() {
     let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::open(dir.path()).await;
-    for number in 1..=3 {
-        cluster.register(number, 1).await;
-    }
+    let cluster = Cluster::of_three(dir.path()).await;
     let lease = cluster.grant(Replication::Three, 1, &[]).await.unwrap();
     let other = cluster.grant(Replication::Three, 2, &[lease.container.0]).await.unwrap();
-    let degrade = DegradeContainer {
-        container: other.container,
-        generation: Generation(1),
-        acknowledged: [1, 2].map(|number| DatanodeId(Uuid::from_u128(number))).to_vec(),
-        failed: vec![DatanodeId(Uuid::from_u128(3))],
-    };
-    assert_eq!(call_scm(&*cluster.scm, degrade).await.unwrap(), Degraded::Accepted);
+    cluster.complain(&other, 3).await;
     cluster.clock.advance_ms(5000);
     for number in [1, 3] {
         cluster.heartbeat(number, 1, vec![]).await;
     }
-    let held = vec![lease.id];
-    let end = call_scm(&*cluster.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end;
-    assert_eq!(end, [lease.id], "2 is silent, and 1 and 3 could hold a new container");
+    assert_eq!(
+        cluster.ends(&[&lease]).await,
+        [lease.id],
+        "2 is silent, and 1 and 3 could hold a new container"
+    );
     assert_eq!(members_of(&cluster.grant(Replication::Three, 3, &[]).await.unwrap()), [1, 3]);
     cluster.scm.shutdown().await;
 }
@@ -391,10 +369,7 @@ async fn beside_nearly_full_datanodes_one_container_serves_many_grants() {
     // 1 has failed this writer: with 2 alone there is no container, so it is one with those that are nearly full.
     let mut containers = Vec::new();
     for request in 1..=5 {
-        let avoid_datanodes = vec![DatanodeId(Uuid::from_u128(1))];
-        let (replication, avoid) = (Replication::Three, Vec::new());
-        let grant = GrantLease { replication, request, avoid, avoid_datanodes };
-        let lease = call_scm(&*cluster.scm, grant).await.unwrap();
+        let lease = cluster.grant_around(request, 1).await;
         assert_eq!(members_of(&lease), [2, 3, 4]);
         containers.push(lease.container);
         cluster.clock.advance_ms(500);

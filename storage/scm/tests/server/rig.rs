@@ -9,13 +9,13 @@ use scm::{Scm, ScmConfig};
 use uuid::Uuid;
 use wire::block::{BlockOperation, DatanodeAddress, Replication};
 use wire::clock::Clock;
-use wire::ids::{ClusterId, ContainerId, DatanodeId, Generation};
+use wire::ids::{ClusterId, ContainerId, DatanodeId, Generation, LeaseId};
 use wire::operator::{
     CloseContainer, ContainerDetails, DatanodeWish, GetContainers, ListDatanodes, SetDatanode,
 };
 use wire::scm::{
-    ContainerState, DatanodeAction, DiskReport, GrantLease, Heartbeat, HeartbeatReply, Lease,
-    RegisterDatanode, Registered, ReplicaCondition, ReplicaReport,
+    ContainerState, DatanodeAction, DegradeContainer, Degraded, DiskReport, GrantLease, Heartbeat,
+    HeartbeatReply, Lease, RegisterDatanode, Registered, ReplicaCondition, ReplicaReport, SyncLeases,
 };
 use wire::status::Failure;
 
@@ -59,6 +59,15 @@ impl Cluster {
         Self { scm, clock }
     }
 
+    /// With datanodes 1, 2 and 3 in their first life.
+    pub(crate) async fn of_three(dir: &Path) -> Self {
+        let cluster = Self::open(dir).await;
+        for number in 1..=3 {
+            cluster.register(number, 1).await;
+        }
+        cluster
+    }
+
     pub(crate) async fn register(&self, number: u128, incarnation: u64) -> Registered {
         call_scm(&*self.scm, registration(CLUSTER, number, incarnation)).await.unwrap()
     }
@@ -89,6 +98,31 @@ impl Cluster {
     ) -> Result<Lease, Failure> {
         let avoid = avoid.iter().map(|id| ContainerId(*id)).collect();
         call_scm(&*self.scm, GrantLease { replication, request, avoid, avoid_datanodes: Vec::new() }).await
+    }
+
+    /// A lease of three replicas for a writer that this datanode has just failed.
+    pub(crate) async fn grant_around(&self, request: u64, without: u128) -> Lease {
+        let avoid_datanodes = vec![DatanodeId(Uuid::from_u128(without))];
+        let (replication, avoid) = (Replication::Three, Vec::new());
+        call_scm(&*self.scm, GrantLease { replication, request, avoid, avoid_datanodes }).await.unwrap()
+    }
+
+    /// Which of these leases OM is told to end.
+    pub(crate) async fn ends(&self, held: &[&Lease]) -> Vec<LeaseId> {
+        let held = held.iter().map(|lease| lease.id).collect();
+        call_scm(&*self.scm, SyncLeases { held, ended: Vec::new() }).await.unwrap().end
+    }
+
+    /// A writer leaves this datanode out of the lease's container.
+    pub(crate) async fn complain(&self, lease: &Lease, failed: u128) {
+        let members = members_of(lease).into_iter().filter(|number| *number != failed);
+        let request = DegradeContainer {
+            container: lease.container,
+            generation: Generation(1),
+            acknowledged: members.map(|number| DatanodeId(Uuid::from_u128(number))).collect(),
+            failed: vec![DatanodeId(Uuid::from_u128(failed))],
+        };
+        assert_eq!(call_scm(&*self.scm, request).await.unwrap(), Degraded::Accepted);
     }
 }
 

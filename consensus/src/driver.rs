@@ -332,8 +332,8 @@ impl<R: Send + 'static> Driver<R> {
     fn draw_timeout(&mut self) {
         let base = self.place.election_ticks;
         let drawn = (wire::random::u64() % base as u64) as usize;
-        // Whoever has no room would have to hand leadership over at once: let the others try first. Two of them must not
-        // try in step either.
+        // Whoever has no room takes no commands, and hands leadership over where others could: let them try first. Two of
+        // them must not try in step either.
         let late = if self.room.is_used_up() { (base + drawn) / 2 } else { drawn };
         self.election_ticks = base + late;
     }
@@ -574,6 +574,8 @@ impl<R: Send + 'static> Driver<R> {
     /// Takes as many waiting commands as make a batch, answering those the disk has no room for.
     fn admit_waiting(&mut self) -> (Vec<Entry>, Vec<Reply<R>>) {
         let admission = self.room.own().max(self.quorum_room());
+        // What this disk alone has no room for, another leader will take in a moment.
+        let is_for_another = self.transferring.is_some() || self.roomier_voter().is_some();
         let count = self.waiting.len().min(BATCH_ENTRIES_MAX);
         let (mut entries, mut replies) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let (mut bytes, mut log_bytes) = (0, 0);
@@ -586,20 +588,12 @@ impl<R: Send + 'static> Driver<R> {
             }
             let proposal = self.waiting.pop_front().expect("looked at above");
             let record_size = entry_record_size(proposal.command.len());
-            let (passes, keep, refuses) = match proposal.priority {
-                Priority::Ordinary => {
-                    (admission == Admission::All, self.room.log_keep, Admission::FreeingOnly)
-                }
-                Priority::Freeing => {
-                    (admission != Admission::Nothing, self.room.terms_keep, Admission::Nothing)
-                }
+            let (passes, keep) = match proposal.priority {
+                Priority::Ordinary => (admission == Admission::All, self.room.log_keep),
+                Priority::Freeing => (admission != Admission::Nothing, self.room.terms_keep),
             };
             if !passes || !self.node.mut_store().log_mut().admit(log_bytes + record_size, keep) {
                 self.shared.metrics.proposals_full.increment(1);
-                // What this disk alone has no room for, another leader will take in a moment. The log may have filled
-                // since the room was looked at.
-                let own = self.room.own().max(refuses);
-                let is_for_another = self.roomier_voter(own).is_some();
                 let refusal = if is_for_another { ProposeError::Yielding } else { ProposeError::Full };
                 proposal.reply.send(Err(refusal));
                 continue;
@@ -762,16 +756,17 @@ impl<R: Send + 'static> Driver<R> {
         if self.membership.is_alone(self.node.raft.id) {
             return checkpoint;
         }
-        if !self.is_leader() && self.room.is_used_up() {
-            // It serves no peer, and what it gives back may be the room it lacks.
-            return checkpoint;
+        let kept_for_sends = || if self.is_leader() { self.held_for_sends(checkpoint) } else { checkpoint };
+        if self.room.is_used_up() {
+            // What it gives back may be the room it lacks: peers that are behind get a snapshot.
+            return checkpoint.min(kept_for_sends());
         }
         let keep_from = checkpoint.saturating_sub(self.place.log_keep_entries);
         if !self.is_leader() {
             return keep_from;
         }
         let slowest = self.node.raft.prs().iter().map(|(_, progress)| progress.matched).min();
-        checkpoint.min(slowest.unwrap_or(0).max(keep_from)).min(self.held_for_sends(checkpoint))
+        checkpoint.min(slowest.unwrap_or(0).max(keep_from)).min(kept_for_sends())
     }
 
     fn publish(&self) {

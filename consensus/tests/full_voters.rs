@@ -52,12 +52,12 @@ impl Voters {
 
     /// Time passes until it is as wanted. The log tries for room now and then by the machine's clock.
     async fn until(&self, mut wanted: impl FnMut() -> bool) {
-        let waiting = async {
+        within_patience(async {
             while !wanted() {
                 self.net.tick().await;
             }
-        };
-        tokio::time::timeout(PATIENCE, waiting).await.expect("it happens within patience");
+        })
+        .await;
     }
 
     async fn agree(&self) {
@@ -68,6 +68,10 @@ impl Voters {
         .await;
         self.net.agree(&[1, 2, 3]).await;
     }
+}
+
+async fn within_patience<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("it happens within patience")
 }
 
 fn id(group: &Group<Registers>) -> u64 {
@@ -104,13 +108,16 @@ async fn a_leader_without_room_hands_over_to_one_that_has_some() {
     voters.net.ticks(20).await;
     voters.fill(full);
     let before = voters.net.group(full);
-    while before.status().is_leader {
-        let outcome = voters.set(&before, 0).await;
-        assert!(
-            matches!(outcome, Ok(_) | Err(ProposeError::Yielding | ProposeError::NotLeader { .. })),
-            "others have room: {outcome:?}"
-        );
-    }
+    within_patience(async {
+        while before.status().is_leader {
+            let outcome = voters.set(&before, 0).await;
+            assert!(
+                matches!(outcome, Ok(_) | Err(ProposeError::Yielding | ProposeError::NotLeader { .. })),
+                "others have room: {outcome:?}"
+            );
+        }
+    })
+    .await;
     voters
         .until(|| voters.net.groups().iter().any(|group| group.status().is_leader && id(group) != full))
         .await;
@@ -153,30 +160,51 @@ async fn without_a_quorum_that_could_commit_leadership_stays_and_callers_hear_wh
     }
     voters.fill(id(&leader));
     voters.net.ticks(20).await;
-    // Commands that pass although they write, until the leader's reserve is used up too.
-    let mut count = 0;
-    loop {
-        let text = format!("set r{count} {}", "x".repeat(4000));
-        match voters.net.during(leader.propose_freeing(Bytes::from(text))).await {
-            Ok(_) => count += 1,
-            Err(ProposeError::Full) => break,
+    // Commands that pass although they write, until the leader's reserve is used up too, and the log has given back what it
+    // can. They are longer than what the log may lack without its leader's calling itself full.
+    let full = id(&leader);
+    let write = async |leader: &Group<Registers>, count: usize| {
+        let text = format!("set r{count} {}", "x".repeat(8000));
+        voters.net.during(leader.propose_freeing(Bytes::from(text))).await
+    };
+    let (mut count, mut refused_in_a_row) = (0, 0);
+    while refused_in_a_row < 2 {
+        match write(&leader, count).await {
+            Ok(_) => (count, refused_in_a_row) = (count + 1, 0),
+            Err(ProposeError::Full) => {
+                refused_in_a_row += 1;
+                voters.net.ticks(100).await;
+            }
             Err(error) => panic!("after {count}: {error}"),
         }
         assert!(count < 20_000, "a full disk has no room for this");
     }
-    voters.net.ticks(100).await;
-    // The third could take entries, and nobody else could: as a leader it would answer nobody.
+    // The third could take entries, and nobody else could: as a leader it would commit no more.
     assert!(leader.status().is_leader);
     let refused = voters.net.during(leader.propose_freeing(Bytes::from_static(b"del r0"))).await;
     assert!(matches!(refused, Err(ProposeError::Full)), "{refused:?}");
-    for full in [follower, id(&leader)] {
+
+    // Reads go on, also if it is made to lead: a term begins on disks that take no command.
+    let roomy = (1..=3).find(|raft_id| ![full, follower].contains(raft_id)).unwrap();
+    voters.net.during(leader.transfer_leadership(roomy)).await.unwrap();
+    let leader = voters.net.leader().await;
+    assert_eq!(id(&leader), roomy);
+    let view = voters.net.during(leader.read()).await;
+    assert!(view.is_ok(), "{:?}", view.err());
+    let refused = voters.set(&leader, 0).await;
+    assert!(matches!(refused, Err(ProposeError::Full)), "{refused:?}");
+
+    for full in [follower, full] {
         voters.empty(full);
     }
     voters.agree().await;
     // Whichever has room first may be asked to lead.
-    while let Err(error) = voters.set(&voters.net.leader().await, 0).await {
-        assert!(matches!(error, ProposeError::Yielding | ProposeError::NotLeader { .. }), "{error:?}");
-    }
+    within_patience(async {
+        while let Err(error) = voters.set(&voters.net.leader().await, 0).await {
+            assert!(matches!(error, ProposeError::Yielding | ProposeError::NotLeader { .. }), "{error:?}");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@
 //!            its disk, it hands leadership over to a voter of that quorum, and has its callers ask again until that
 //!            one leads
 //!  follower  takes entries as far as they fit for sure, and answers for what it has; the rest comes again with the
-//!            leader's next heartbeat, until there is room
+//!            leader's next heartbeat, until there is room. With its reserve used up it takes no commands, and still
+//!            what begins a term or changes the membership
 //!  both      keep some of the log for terms and votes: without these there is no leader, so nobody who could free space
 //! ```
 //!
@@ -22,7 +23,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{EntryType, Message, MessageType};
 
 use super::Driver;
 use crate::log::entry_record_size;
@@ -161,17 +162,20 @@ impl<R: Send + 'static> Driver<R> {
         if own == Admission::All && self.room.peers.values().all(|room| *room == Admission::All) {
             return Admission::All;
         }
-        let prs = self.node.raft.prs();
         let me = self.node.raft.id;
-        let is_quorum = |most: Admission| {
-            let takes_part = |peer: &u64| match *peer {
-                peer if peer == me => own <= most,
-                peer => self.is_active(peer) && self.room.of_peer(peer) <= most,
-            };
-            prs.has_quorum(&prs.iter().map(|(peer, _)| *peer).filter(takes_part).collect())
-        };
         let levels = [Admission::All, Admission::FreeingOnly, Admission::Nothing];
-        levels.into_iter().find(|most| is_quorum(*most)).unwrap_or(Admission::All)
+        let of_quorum = levels.into_iter().find(|most| {
+            self.is_quorum(|peer| match peer {
+                _ if peer == me => own <= *most,
+                _ => self.is_active(peer) && self.room.of_peer(peer) <= *most,
+            })
+        });
+        of_quorum.unwrap_or(own)
+    }
+
+    fn is_quorum(&self, takes_part: impl Fn(u64) -> bool) -> bool {
+        let prs = self.node.raft.prs();
+        prs.has_quorum(&prs.iter().map(|(peer, _)| *peer).filter(|peer| takes_part(*peer)).collect())
     }
 
     /// A leader with less room than a quorum without it asks one of them to lead.
@@ -180,32 +184,34 @@ impl<R: Send + 'static> Driver<R> {
         if !self.is_leader() || !is_settled || self.transferring.is_some() {
             return;
         }
-        let Some(to) = self.roomier_voter(self.room.own) else { return };
+        let Some(to) = self.roomier_voter() else { return };
         tracing::info!(group = %self.shared.name, to, "the disk is full: a replica with more room is asked to lead");
         self.room.yields_from = self.now + YIELD_PAUSE_TICKS;
         self.begin_transfer(to, None);
     }
 
-    /// The voter that is furthest on of those that could lead now, and commit what a leader with as much room as `own`
-    /// refuses.
-    pub(super) fn roomier_voter(&self, own: Admission) -> Option<u64> {
-        // With more room than a quorum has, a leader commits no more than with as much.
-        let quorum_room = self.quorum_room();
-        if quorum_room >= own {
+    /// The voter that is furthest on of a quorum that could commit without this replica, and now, what this one refuses.
+    pub(super) fn roomier_voter(&self) -> Option<u64> {
+        let most = self.quorum_room();
+        if most >= self.room.own {
             return None;
         }
-        let me = self.node.raft.id;
-        let voters = self.membership.conf_state.voters.iter().copied();
-        // One that is behind would take nothing from clients until it has caught up.
+        let prs = self.node.raft.prs();
         let last = self.node.raft.raft_log.last_index();
-        let is_near = |id: &u64| {
-            self.node.raft.prs().get(*id).is_some_and(|progress| progress.matched + YIELD_BEHIND_MAX >= last)
+        // One that is behind could be used for nothing new until it has caught up.
+        let could_commit = |peer: u64| {
+            let is_near =
+                || prs.get(peer).is_some_and(|progress| progress.matched + YIELD_BEHIND_MAX >= last);
+            self.is_active(peer) && self.room.of_peer(peer) <= most && is_near()
         };
-        let roomier =
-            voters.filter(|id| *id != me && self.is_active(*id) && self.room.of_peer(*id) <= quorum_room);
-        let roomier = roomier.filter(is_near);
-        let held = |id: &u64| self.node.raft.prs().get(*id).map_or(0, |progress| progress.matched);
-        roomier.max_by_key(held)
+        let me = self.node.raft.id;
+        let without_me = |peer: u64| peer != me && could_commit(peer);
+        if !self.is_quorum(without_me) {
+            return None;
+        }
+        let voters = self.membership.conf_state.voters.iter().copied();
+        let held = |id: &u64| prs.get(*id).map_or(0, |progress| progress.matched);
+        voters.filter(|id| without_me(*id)).max_by_key(held)
     }
 
     /// Whether an election's records fit for sure: a term with its vote, and the entry that begins it.
@@ -259,15 +265,17 @@ impl<R: Send + 'static> Driver<R> {
         let is_held =
             |index: u64, term: u64| index <= last && raft_log.term(index).is_ok_and(|found| found == term);
         let held = message.entries.iter().take_while(|entry| is_held(entry.index, entry.term)).count();
-        if self.room.is_used_up() {
-            return held;
-        }
+        let is_used_up = self.room.is_used_up();
         let log = self.node.mut_store().log_mut();
         let mut bytes = self.room.taken_bytes;
         let mut count = held;
         for entry in message.entries.iter().skip(held) {
             let size = entry_record_size(entry.data.len() + entry.context.len());
-            if !log.admit(bytes + size, self.room.terms_keep) {
+            // What begins a term and changes the membership is short, and without it nobody answers a read or can remove
+            // whoever is full.
+            let is_command = entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty();
+            let keep = if is_command { self.room.terms_keep } else { 0 };
+            if (is_command && is_used_up) || !log.admit(bytes + size, keep) {
                 break;
             }
             bytes += size;

@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use platform::task;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use wire::clock::{self, UnixMs};
 use wire::status::{Failure, Status};
@@ -178,7 +179,7 @@ impl Workers {
             task.abort();
         }
         for task in tasks {
-            // A worker that panicked has said so; the others still end in order.
+            // The error is that it was aborted.
             let _ = task.await;
         }
     }
@@ -202,55 +203,57 @@ impl Workers {
 async fn run(om: Weak<Om>, memory: Arc<LeaderMemory>, worker: Arc<Worker>, interval: Duration) {
     loop {
         let Some(leading) = om.upgrade() else { return };
-        let mut pause = interval;
+        let mut next = Next::After(interval);
         if !worker.is_paused.load(Ordering::Relaxed) {
-            pause = match turn(worker.job.turn(&leading, &memory), &worker, interval).await {
-                // The turn ended at its limit: more is waiting.
-                Ok(done) if done >= STEPS_MAX as u64 && worker.job.has_queue() => Duration::ZERO,
-                Ok(_) => interval,
-                Err(retry) => retry,
-            };
+            next = turn(worker.job.turn(&leading, &memory), &worker, interval).await;
         }
         // A worker that sleeps keeps nobody alive.
         drop(leading);
-        let wanted = async {
-            match worker.job {
-                Job::LeaseKeeper => memory.wanted.notified().await,
-                _ => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = wanted => {}
-            () = tokio::time::sleep(pause) => {}
-        }
+        rest(next, worker.job, &memory.wanted).await;
     }
 }
 
-/// Takes a turn and notes for operators what came of it. An error is the time until it is worth another.
-async fn turn(
-    turn: impl Future<Output = Result<u64, Failure>>,
-    worker: &Worker,
-    interval: Duration,
-) -> Result<u64, Duration> {
-    let (outcome, retry) = match task::outlive(turn).await {
-        Some(outcome) => (outcome, interval.min(RETRY_INTERVAL)),
-        None => {
-            let retry_s = PANIC_PAUSE.as_secs();
-            let bug =
-                format!("its turn ended in a bug, which the log tells; it tries again every {retry_s} s");
-            (Err(Failure::new(Status::Internal, bug)), PANIC_PAUSE)
+/// When a worker takes its next turn.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// After this time, or when it is wanted.
+    After(Duration),
+    /// Not before this time has passed.
+    NotBefore(Duration),
+}
+
+async fn rest(next: Next, job: Job, keeper_wanted: &Notify) {
+    let (pause, is_wakeable) = match next {
+        Next::After(pause) => (pause, job == Job::LeaseKeeper),
+        Next::NotBefore(pause) => (pause, false),
+    };
+    let wanted = async {
+        match is_wakeable {
+            true => keeper_wanted.notified().await,
+            false => std::future::pending().await,
         }
     };
+    tokio::select! {
+        biased;
+        () = wanted => {}
+        () = tokio::time::sleep(pause) => {}
+    }
+}
+
+/// Takes a turn and notes for operators what came of it.
+async fn turn(turn: impl Future<Output = Result<u64, Failure>>, worker: &Worker, interval: Duration) -> Next {
+    let outcome = task::outlive(turn).await;
     let mut status = worker.status.lock();
     status.1 = clock::now_ms();
     match outcome {
-        Ok(done) => {
+        Some(Ok(done)) => {
             status.0 += done;
             status.2 = None;
-            Ok(done)
+            // The turn ended at its limit: more is waiting.
+            let has_more = done >= STEPS_MAX as u64 && worker.job.has_queue();
+            Next::After(if has_more { Duration::ZERO } else { interval })
         }
-        Err(failure) => {
+        Some(Err(failure)) => {
             let error = failure.to_string();
             // Said once, not at every turn.
             if status.2.as_ref() != Some(&error) {
@@ -262,7 +265,15 @@ async fn turn(
                 }
             }
             status.2 = Some(error);
-            Err(retry)
+            Next::After(interval.min(RETRY_INTERVAL))
+        }
+        // The panic hook has told it.
+        None => {
+            let retry_s = PANIC_PAUSE.as_secs();
+            status.2 = Some(format!(
+                "its turn ended in a bug, which the log tells; it tries again every {retry_s} s"
+            ));
+            Next::NotBefore(PANIC_PAUSE)
         }
     }
 }
@@ -271,17 +282,32 @@ async fn turn(
 mod tests {
     use super::*;
 
+    const INTERVAL: Duration = Duration::from_secs(1);
+
     #[tokio::test]
     async fn a_turn_that_panics_is_told_and_tried_again() {
         let workers = Workers::new();
         let worker = &workers.workers[0];
-        let interval = Duration::from_secs(1);
-        assert_eq!(turn(async { panic!("as it should") }, worker, interval).await, Err(PANIC_PAUSE));
+        let panicked = turn(async { panic!("as it should") }, worker, INTERVAL).await;
+        assert_eq!(panicked, Next::NotBefore(PANIC_PAUSE));
         let error = workers.status()[0].last_error.clone().expect("operators hear of it");
         assert!(error.contains("bug"), "{error}");
         let busy = Failure::new(Status::Retry, "busy");
-        assert_eq!(turn(async { Err(busy) }, worker, interval).await, Err(RETRY_INTERVAL));
-        assert_eq!(turn(async { Ok(3) }, worker, interval).await, Ok(3));
+        assert_eq!(turn(async { Err(busy) }, worker, INTERVAL).await, Next::After(RETRY_INTERVAL));
+        assert_eq!(turn(async { Ok(3) }, worker, INTERVAL).await, Next::After(INTERVAL));
         assert_eq!((workers.status()[0].done, &workers.status()[0].last_error), (3, &None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_wants_a_lease_wakes_the_keeper_but_not_from_a_panic() {
+        let wanted = Notify::new();
+        for (next, rests) in
+            [(Next::After(INTERVAL), Duration::ZERO), (Next::NotBefore(PANIC_PAUSE), PANIC_PAUSE)]
+        {
+            wanted.notify_one();
+            let begun = tokio::time::Instant::now();
+            rest(next, Job::LeaseKeeper, &wanted).await;
+            assert_eq!(begun.elapsed(), rests);
+        }
     }
 }

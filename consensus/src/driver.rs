@@ -737,12 +737,13 @@ impl<R: Send + 'static> Driver<R> {
 
     /// Tells raft what is applied and recycles what is checkpointed.
     fn keep_house(&mut self) {
+        // First: the log never begins behind what raft knows to be applied.
+        let checkpoint = self.shared.checkpoint_index.load(Ordering::Acquire);
         let applied = self.shared.applied_index.load(Ordering::Acquire);
         if applied > self.node.raft.raft_log.applied {
             self.node.advance_apply_to(applied);
         }
         self.settle_change();
-        let checkpoint = self.shared.checkpoint_index.load(Ordering::Acquire);
         if checkpoint != self.checkpoint_seen {
             self.checkpoint_seen = checkpoint;
             let index = self.recyclable(checkpoint);
@@ -757,7 +758,8 @@ impl<R: Send + 'static> Driver<R> {
             return checkpoint;
         }
         let kept_for_sends = || if self.is_leader() { self.held_for_sends(checkpoint) } else { checkpoint };
-        if self.room.is_used_up() {
+        let is_log_short = self.node.store().log().is_short_of(self.room.log_keep);
+        if is_log_short || (!self.is_leader() && self.room.is_used_up()) {
             // What it gives back may be the room it lacks: peers that are behind get a snapshot.
             return checkpoint.min(kept_for_sends());
         }

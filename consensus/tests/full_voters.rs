@@ -11,6 +11,7 @@ use bytes::Bytes;
 use common::Registers;
 use common::net::Net;
 use consensus::{Group, GroupConfig, ProposeError};
+use futures_util::future::join_all;
 use platform::disk::DiskIo as _;
 use platform::simulated::SimulatedDisk;
 
@@ -160,11 +161,11 @@ async fn without_a_quorum_that_could_commit_leadership_stays_and_callers_hear_wh
     }
     voters.fill(id(&leader));
     voters.net.ticks(20).await;
-    // Commands that pass although they write, until the leader's reserve is used up too, and the log has given back what it
-    // can. They are longer than what the log may lack without its leader's calling itself full.
+    // Commands that pass although they write, until the leader's reserve is used up too and the log has given back what it
+    // can.
     let full = id(&leader);
     let write = async |leader: &Group<Registers>, count: usize| {
-        let text = format!("set r{count} {}", "x".repeat(8000));
+        let text = format!("set r{count} {}", "x".repeat(4000));
         voters.net.during(leader.propose_freeing(Bytes::from(text))).await
     };
     let (mut count, mut refused_in_a_row) = (0, 0);
@@ -205,6 +206,39 @@ async fn without_a_quorum_that_could_commit_leadership_stays_and_callers_hear_wh
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn commands_under_way_when_a_reserve_ends_are_taken() {
+    let mut voters = Voters::new();
+    let leader = voters.net.leader().await;
+    let mut followers = (1..=3).filter(|raft_id| *raft_id != id(&leader));
+    let (full, down) = (followers.next().unwrap(), followers.next().unwrap());
+    voters.net.stop(down).await;
+    voters.fill(full);
+    // Eight at a time until somebody hears that the disk is full; nobody waits for ever.
+    let mut count = 0;
+    loop {
+        let writes = (0..8).map(|number| {
+            let text = format!("set r{} {}", count + number, "x".repeat(1500));
+            leader.propose_freeing(Bytes::from(text))
+        });
+        let outcomes = voters.net.during(join_all(writes)).await;
+        assert!(
+            outcomes.iter().all(|outcome| matches!(outcome, Ok(_) | Err(ProposeError::Full))),
+            "{outcomes:?}"
+        );
+        if outcomes.iter().any(Result::is_err) {
+            break;
+        }
+        count += 8;
+        assert!(count < 40_000, "a full disk has no room for this");
+    }
+    let view = voters.net.during(leader.read()).await;
+    assert!(view.is_ok(), "{:?}", view.err());
+    voters.empty(full);
+    voters.net.start(down);
+    voters.agree().await;
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@
 //!            its disk, it hands leadership over to a voter of that quorum, and has its callers ask again until that
 //!            one leads
 //!  follower  takes entries as far as they fit for sure, and answers for what it has; the rest comes again with the
-//!            leader's next heartbeat, until there is room. With its reserve used up it takes no commands, and still
-//!            what begins a term or changes the membership
+//!            leader's next heartbeat, until there is room. With its reserve used up it takes what was under way, no
+//!            commands after that, and still what begins a term or changes the membership
 //!  both      keep some of the log for terms and votes: without these there is no leader, so nobody who could free space
 //! ```
 //!
@@ -26,6 +26,7 @@ use std::sync::Arc;
 use raft::eraftpb::{EntryType, Message, MessageType};
 
 use super::Driver;
+use crate::config::COMMAND_BYTES_MAX;
 use crate::log::entry_record_size;
 use crate::space::{Admission, Reserve};
 
@@ -34,12 +35,15 @@ const LEADS_TICKS_MIN: u64 = 10;
 
 /// Between two attempts to hand leadership over there are so many ticks, lest disks that are equally full pass it around.
 const YIELD_PAUSE_TICKS: u64 = 50;
-/// A replica that lacks more entries is not asked to lead.
-const YIELD_BEHIND_MAX: u64 = 100;
+/// A replica that lacks more entries is not asked to lead, nor counted on: as many as may be under way.
+const YIELD_BEHIND_MAX: u64 = 4096;
 
-/// With less log than this, beyond what is kept for terms, a replica says that it has no room: commands that free space
-/// are far shorter.
-const APPEND_ROOM: u64 = 64 << 10;
+/// With less log than this, beyond what is kept for terms, a replica says that it has no room: the longest command, so that
+/// whoever says that it has some can take any.
+const APPEND_ROOM: u64 = COMMAND_BYTES_MAX as u64;
+
+/// What an entry may have beside the data that is counted: a change of membership without its members.
+const SHORT_ENTRY_BYTES: usize = 256;
 
 /// What limits proposals and appends besides their number.
 pub(crate) struct Room {
@@ -60,6 +64,9 @@ pub(crate) struct Room {
     peers: BTreeMap<u64, Admission>,
     /// Records of entries that raft took in and that are not in the log yet.
     taken_bytes: u64,
+    /// Records of commands that are taken yet though the reserve is used up: they were under way when nobody knew. Their
+    /// rows are what the lower half of the reserve is for.
+    late_bytes_left: u64,
     /// The tick before which leadership is not handed over again.
     yields_from: u64,
 }
@@ -84,6 +91,7 @@ impl Room {
             own: Admission::All,
             peers: BTreeMap::new(),
             taken_bytes: 0,
+            late_bytes_left: 0,
             yields_from: 0,
         }
     }
@@ -136,6 +144,13 @@ impl<R: Send + 'static> Driver<R> {
             Admission::All
         };
         let found = self.room.disk.max(of_log);
+        if found != Admission::Nothing {
+            self.room.late_bytes_left = self.room.batch_bytes_max as u64;
+        }
+        if of_log != Admission::All || found == Admission::Nothing {
+            // The log may have kept entries for others that it can give back now.
+            self.checkpoint_seen = 0;
+        }
         let before = std::mem::replace(&mut self.room.own, found);
         let membership = &self.membership;
         self.room.peers.retain(|peer, _| membership.contains(*peer));
@@ -149,8 +164,6 @@ impl<R: Send + 'static> Driver<R> {
             }
             Admission::Nothing => {
                 tracing::error!(group, "the disk is full and the reserve used: no command passes");
-                // The log may have kept entries for others that it can give back now.
-                self.checkpoint_seen = 0;
             }
         }
     }
@@ -221,9 +234,7 @@ impl<R: Send + 'static> Driver<R> {
 
     /// Whether an entry with so many bytes fits for sure, kept room included.
     pub(super) fn has_room_for(&mut self, bytes: usize) -> bool {
-        // A change of membership is short itself; what it carries beside it is counted.
-        const SHORT: usize = 256;
-        let size = entry_record_size(SHORT + bytes);
+        let size = entry_record_size(SHORT_ENTRY_BYTES + bytes);
         self.node.mut_store().log_mut().admit(self.room.taken_bytes + size, 0)
     }
 
@@ -274,9 +285,14 @@ impl<R: Send + 'static> Driver<R> {
             // What begins a term and changes the membership is short, and without it nobody answers a read or can remove
             // whoever is full.
             let is_command = entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty();
-            let keep = if is_command { self.room.terms_keep } else { 0 };
-            if (is_command && is_used_up) || !log.admit(bytes + size, keep) {
+            // An election after it must find room too.
+            let keep = if is_command { self.room.terms_keep } else { entry_record_size(SHORT_ENTRY_BYTES) };
+            let is_late = is_command && is_used_up;
+            if (is_late && size > self.room.late_bytes_left) || !log.admit(bytes + size, keep) {
                 break;
+            }
+            if is_late {
+                self.room.late_bytes_left -= size;
             }
             bytes += size;
             count += 1;

@@ -1,6 +1,7 @@
 //! OM's own resources: the overview, the default replication, the keys of a container.
 
 use wire::ids::{ContainerId, LocalId};
+use wire::limits::BUCKET_CURRENT;
 use wire::operator::{ContainerKey, GetContainers, GetOmOverview, ListContainerKeys, SetDefaultReplication};
 
 use crate::api::{Answer, Call, Operators, json};
@@ -11,8 +12,12 @@ pub(crate) async fn overview(operators: &Operators, _call: &Call) -> Answer {
     json(operators.om(GetOmOverview {}).await?)
 }
 
+/// Answers when it holds for whatever is written from now on.
 pub(crate) async fn set_default_replication(operators: &Operators, call: &Call) -> Answer {
-    json(operators.om(call.body::<SetDefaultReplication>()?).await?)
+    operators.om(call.body::<SetDefaultReplication>()?).await?;
+    // Clocks run at the same rate but for far less than this part.
+    tokio::time::sleep(BUCKET_CURRENT + BUCKET_CURRENT / 10).await;
+    json(())
 }
 
 pub(crate) async fn container_keys(operators: &Operators, call: &Call) -> Answer {

@@ -44,7 +44,7 @@ pub struct GroupConfig {
     pub log_segment_bytes: u64,
     /// What redb may keep in memory for reads and unwritten pages. Default 32 MiB.
     pub cache_bytes: usize,
-    /// Commands under way at most; more are answered [`ProposeError::Overloaded`]. Default 4,096.
+    /// Commands under way at most; more are answered [`ProposeError::Overloaded`](crate::ProposeError::Overloaded). Default 4,096.
     pub proposals_max: usize,
     /// The longest command, at most [`COMMAND_BYTES_MAX`], which is the default, and a quarter of a segment.
     pub command_bytes_max: usize,

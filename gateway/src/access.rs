@@ -2,7 +2,8 @@
 //!
 //! Signing keys and buckets are cached. Neither can make permission stale: every call about a bucket tells OM by which
 //! configuration and which state of users it was permitted, OM refuses old ones with the new, and [`with_bucket`] decides
-//! again.
+//! again. What cannot be decided again once the body is in (how many datanodes it lies on) is chosen by a bucket that OM
+//! gave or confirmed a moment ago.
 //!
 //! [`with_bucket`]: RequestContext::with_bucket
 //!
@@ -22,7 +23,9 @@ use auth::{
 use client::service::CallError;
 use http::request::Parts;
 use moka::sync::Cache;
+use tokio::time::Instant;
 use wire::clock::UnixMs;
+use wire::limits::BUCKET_CURRENT;
 use wire::names::BucketName;
 use wire::om::{BucketInfo, BucketRef, GetBucket, GetSigningKey, Rejection, SignV2, UserInfo};
 
@@ -44,7 +47,7 @@ const DECISIONS_MAX: usize = 4;
 pub(crate) struct Access {
     settings: Settings,
     keys: Cache<KeyScope, Arc<KnownKey>>,
-    buckets: Cache<BucketName, Arc<BucketInfo>>,
+    buckets: Cache<BucketName, KnownBucket>,
     /// The newest state of users and keys that OM told of. Keys fetched before it are fetched again.
     access_version: AtomicU64,
 }
@@ -55,6 +58,13 @@ struct KeyScope {
     access_key: String,
     day: String,
     region: String,
+}
+
+#[derive(Debug, Clone)]
+struct KnownBucket {
+    info: Arc<BucketInfo>,
+    /// OM was asked at this time, and then it was so.
+    asked: Instant,
 }
 
 struct KnownKey {
@@ -88,11 +98,21 @@ impl Access {
         self.buckets.invalidate(name);
     }
 
-    /// Remembers what OM said of a bucket.
-    pub(crate) fn learn_bucket(&self, info: BucketInfo) -> Arc<BucketInfo> {
+    /// Remembers what OM said of a bucket when it was asked at that time.
+    pub(crate) fn learn_bucket(&self, info: BucketInfo, asked: Instant) -> Arc<BucketInfo> {
         let info = Arc::new(info);
-        self.buckets.insert(info.name.clone(), info.clone());
+        self.buckets.insert(info.name.clone(), KnownBucket { info: info.clone(), asked });
         info
+    }
+
+    /// OM has done what was decided by this bucket's configuration, when it was asked at that time.
+    pub(crate) fn confirm_bucket(&self, bucket: &Bucket, asked: Instant) {
+        if let Some(known) = self.buckets.get(&bucket.info.name)
+            && Arc::ptr_eq(&known.info, &bucket.info)
+            && known.asked < asked
+        {
+            self.buckets.insert(bucket.info.name.clone(), KnownBucket { asked, ..known });
+        }
     }
 }
 
@@ -298,8 +318,18 @@ impl RequestContext {
     pub(crate) async fn bucket_named(&self, name: &BucketName, action: Action) -> Result<Bucket, S3Error> {
         let access = &self.gateway.access;
         let info = match access.buckets.get(name) {
-            Some(info) => info,
+            Some(known) => known.info,
             None => self.fetch_bucket(name).await?,
+        };
+        self.permit(info, action)
+    }
+
+    /// As [`Self::bucket`], as it was within [`BUCKET_CURRENT`]: for what is chosen before the body and holds after it.
+    pub(crate) async fn current_bucket(&self, action: Action) -> Result<Bucket, S3Error> {
+        let name = self.bucket_name()?;
+        let info = match self.gateway.access.buckets.get(name) {
+            Some(known) if known.asked.elapsed() < BUCKET_CURRENT => known.info,
+            Some(_) | None => self.fetch_bucket(name).await?,
         };
         self.permit(info, action)
     }
@@ -311,8 +341,9 @@ impl RequestContext {
     }
 
     async fn fetch_bucket(&self, name: &BucketName) -> Result<Arc<BucketInfo>, S3Error> {
+        let asked = Instant::now();
         match self.gateway.session.call(GetBucket { name: name.clone() }).await {
-            Ok(info) => Ok(self.gateway.access.learn_bucket(info)),
+            Ok(info) => Ok(self.gateway.access.learn_bucket(info, asked)),
             Err(CallError::Rejected(Rejection::NoSuchBucket)) => {
                 self.gateway.access.forget_bucket(name);
                 Err(S3Error::no_such_bucket(name.as_str()))
@@ -370,11 +401,12 @@ impl RequestContext {
     {
         for _ in 1..DECISIONS_MAX {
             let bucket = self.bucket_named(name, action).await?;
+            let asked = Instant::now();
             let interrupted = match work(bucket).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error.into(),
             };
-            if !self.may_decide_again(name, &interrupted).await? {
+            if !self.may_decide_again(name, &interrupted, asked).await? {
                 return Err(interrupted);
             }
         }
@@ -383,12 +415,17 @@ impl RequestContext {
     }
 
     /// Takes in what OM said is newer. False: nothing is.
-    async fn may_decide_again(&self, name: &BucketName, interrupted: &Interrupted) -> Result<bool, S3Error> {
+    async fn may_decide_again(
+        &self,
+        name: &BucketName,
+        interrupted: &Interrupted,
+        asked: Instant,
+    ) -> Result<bool, S3Error> {
         let access = &self.gateway.access;
         let Interrupted::Call(CallError::Rejected(rejection)) = interrupted else { return Ok(false) };
         match rejection {
             Rejection::StaleBucket(info) => {
-                access.learn_bucket(info.as_ref().clone());
+                access.learn_bucket(info.as_ref().clone(), asked);
                 Ok(info.name == *name)
             }
             Rejection::StaleAccess { access_version } => {

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use wire::block::Replication;
+use wire::limits::BUCKET_CURRENT;
 use wire::status::Status;
 
 use crate::config::GatewayConfig;
@@ -393,6 +394,24 @@ async fn serve(
     let shutdown = CancellationToken::new();
     let serving = gateway.clone().serve(listener, None, shutdown.clone());
     (address, shutdown, tokio::spawn(async move { serving.await.unwrap() }))
+}
+
+#[tokio::test]
+async fn another_replication_holds_for_new_keys_once_it_is_named() {
+    let (gateway, om) = gateway().await;
+    assert_eq!(verdict(&gateway, "PUT", "/bucket").await, "200");
+    assert_eq!(put("/bucket/key", b"").send(&gateway).await.verdict(), "200");
+    om.set_replication("bucket", Replication::Three);
+    // So long whoever named it waits before it is said to be in force.
+    tokio::time::sleep(BUCKET_CURRENT).await;
+    om.take_calls();
+    om.take_commits();
+    for key in ["/bucket/key", "/bucket/other"] {
+        assert_eq!(put(key, b"").send(&gateway).await.verdict(), "200");
+        assert_eq!(om.take_commits()[0].replication, Replication::Three);
+    }
+    // A commit confirms what it was decided by: OM is asked no more than once.
+    assert_eq!(om.take_calls(), ["GetBucket", "CommitKey", "CommitKey"]);
 }
 
 #[tokio::test]

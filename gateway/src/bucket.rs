@@ -6,6 +6,7 @@ use auth::Action;
 use client::service::CallError;
 use http::StatusCode;
 use http::header::LOCATION;
+use tokio::time::Instant;
 use wire::om::{CreateBucket, DeleteBucket, Rejection};
 
 use crate::dispatch::{Outcome, detached};
@@ -30,6 +31,7 @@ pub(crate) async fn create_bucket(context: &Arc<RequestContext>, body: Source) -
     let location = location(context, &body)?;
     let work = context.clone();
     let (name_again, id) = (name.clone(), owner.id.clone());
+    let asked = Instant::now();
     let outcome = detached(async move {
         let make = |context| CreateBucket {
             context,
@@ -41,7 +43,7 @@ pub(crate) async fn create_bucket(context: &Arc<RequestContext>, body: Source) -
     })
     .await?;
     match outcome {
-        Ok(info) => drop(context.gateway.access.learn_bucket(info)),
+        Ok(info) => drop(context.gateway.access.learn_bucket(info, asked)),
         Err(CallError::Rejected(Rejection::BucketExists { owner })) if owner == id => {
             if context.gateway.config.region != CLASSIC_REGION {
                 let message =

@@ -9,7 +9,9 @@
 use std::sync::Arc;
 
 use auth::Action;
+use client::service::CallError;
 use platform::task;
+use tokio::time::Instant;
 use wire::block::Replication;
 use wire::checksum::{Checksum, ChecksumKind, Etag};
 use wire::clock::UnixMs;
@@ -49,7 +51,7 @@ pub(crate) async fn commit_object(
     let commit = task::spawn(async move {
         wire::failpoint::hit("gateway_before_commit_key");
         let (key, session) = (context.key()?, &context.gateway.session);
-        let (body_ref, new, owner) = (&body, &new, &owner);
+        let (context_ref, body_ref, new, owner) = (&context, &body, &new, &owner);
         let work = |bucket: Bucket| async move {
             let make = |write| CommitKey {
                 context: write,
@@ -66,7 +68,10 @@ pub(crate) async fn commit_object(
                 checksums: body_ref.checksums.clone(),
                 blocks: body_ref.blocks.entries().to_vec(),
             };
-            session.command(make).await
+            let asked = Instant::now();
+            let committed = session.command(make).await?;
+            context_ref.gateway.access.confirm_bucket(&bucket, asked);
+            Ok::<_, CallError>(committed)
         };
         // On an error the blocks are dropped, and so released. If OM did commit them after all, the release finds
         // them no longer on loan and changes nothing.

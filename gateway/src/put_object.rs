@@ -70,7 +70,7 @@ pub(crate) async fn check_before_body(
     condition: WriteCondition,
 ) -> Result<Bucket, S3Error> {
     if condition == WriteCondition::None {
-        return context.bucket(Action::PutObject).await;
+        return context.current_bucket(Action::PutObject).await;
     }
     let (key, session) = (context.key()?, &context.gateway.session);
     let look_up = |bucket: Bucket| async move {

@@ -1,5 +1,7 @@
 //! Every limit that more than one crate must know, with its origin.
 
+use std::time::Duration;
+
 /// S3: a key has at most 1,024 bytes.
 pub const KEY_NAME_BYTES_MAX: usize = 1024;
 /// S3: an object in one PUT, a part, and a copied object have at most 5 GiB.
@@ -40,6 +42,10 @@ pub const LOAN_USE_MS: u64 = 25 * 60 * 1000;
 pub const BLOCK_TOKEN_LIFE_MS: u64 = 30 * 60 * 1000;
 /// Clocks of our own nodes differ by less than this.
 pub const CLOCK_SKEW_MS: u64 = 30 * 1000;
+
+/// What a gateway chooses for a new key before it asks OM, it chooses by a configuration that OM gave or confirmed within
+/// this time; who changes such a choice is answered when it has passed.
+pub const BUCKET_CURRENT: Duration = Duration::from_secs(1);
 
 /// Rows one OM command writes at most (design: 512); larger work is cut into commands.
 pub const COMMAND_ROWS_MAX: usize = 512;

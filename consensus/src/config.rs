@@ -67,7 +67,7 @@ pub struct GroupConfig {
     pub join: bool,
     /// The way to peers. None: there are none.
     pub transport: Option<Arc<dyn PeerTransport>>,
-    /// How often time is told: a heartbeat every tick, an election after ten to twenty. Zero: by [`Group::tick`] alone.
+    /// How often time is told: a heartbeat every tick, an election after ten to twenty. Zero: by [`Group::tick`](crate::Group::tick) alone.
     /// Default 100 ms.
     pub tick: Duration,
     /// Every so many entries replicas compare their state. The same everywhere. Default 10,000.

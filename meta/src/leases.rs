@@ -75,6 +75,10 @@ pub(crate) struct LeaderMemory {
 #[derive(Default)]
 struct Demand {
     replications: BTreeSet<Replication>,
+    /// What most keys are to be, as last named.
+    expected: Option<Replication>,
+    /// Held ready whatever is expected.
+    configured: BTreeSet<Replication>,
     avoid: BTreeMap<ContainerId, UnixMs>,
     /// Until when SCM is not asked for a lease around failed datanodes, in steady milliseconds.
     around_paused: BTreeMap<Replication, u64>,
@@ -84,6 +88,19 @@ struct Demand {
     awaited: BTreeMap<Option<Replication>, String>,
 }
 
+impl Demand {
+    fn expect(&mut self, replication: Replication) {
+        let before = self.expected.replace(replication).filter(|before| *before != replication);
+        // A container of one replica that stands ready for nobody is missed all the same when its node is lost.
+        if let Some(before) = before
+            && !self.configured.contains(&before)
+        {
+            self.replications.remove(&before);
+        }
+        self.replications.insert(replication);
+    }
+}
+
 impl LeaderMemory {
     pub(crate) fn new(
         term: u64,
@@ -91,7 +108,8 @@ impl LeaderMemory {
         replications: &[Replication],
         block_bytes_max: u64,
     ) -> Self {
-        let demand = Demand { replications: replications.iter().copied().collect(), ..Demand::default() };
+        let configured: BTreeSet<_> = replications.iter().copied().collect();
+        let demand = Demand { replications: configured.clone(), configured, ..Demand::default() };
         Self {
             term,
             scm,
@@ -186,9 +204,9 @@ impl LeaderMemory {
         }
     }
 
-    /// Leases of this type will be needed.
+    /// Leases of this type will be needed, and of the type that was expected before only if they are wanted again.
     pub(crate) fn expect(&self, replication: Replication) {
-        self.demand.lock().replications.insert(replication);
+        self.demand.lock().expect(replication);
     }
 
     /// Notes that leases of this type are needed, and which containers do not serve.
@@ -392,5 +410,28 @@ fn location_of(row: &LeaseRow) -> ContainerLocation {
     ContainerLocation {
         container: row.container,
         replicas: row.pipeline.members.iter().map(replica).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_longer_expected_is_held_ready_no_longer() {
+        let mut demand = Demand::default();
+        demand.expect(Replication::One);
+        demand.expect(Replication::One);
+        assert_eq!(demand.replications, [Replication::One].into());
+        demand.expect(Replication::Three);
+        assert_eq!(demand.replications, [Replication::Three].into());
+        // Wanted by somebody: it stays, as long as it was not what most keys were to be.
+        demand.replications.insert(Replication::One);
+        demand.expect(Replication::Three);
+        assert_eq!(demand.replications, [Replication::One, Replication::Three].into());
+        let mut configured = Demand { configured: [Replication::One].into(), ..Demand::default() };
+        configured.expect(Replication::One);
+        configured.expect(Replication::Three);
+        assert_eq!(configured.replications, [Replication::One, Replication::Three].into());
     }
 }
